@@ -1,0 +1,43 @@
+"""Make trained PyTorch networks several times smaller and faster, and keep their accuracy."""
+
+from tenfold import methods
+from tenfold._apply import apply
+from tenfold._candidates import Options, Target, options, plan
+from tenfold._compress import Result, compress
+from tenfold._cost import Cost, measure
+from tenfold._errors import TenfoldError, TenfoldWarning
+from tenfold._factored import Factored
+from tenfold._plan import Plan, Step
+from tenfold._recover import reestimate_norms
+from tenfold._store import load, save
+from tenfold._targets import EVBMF, Budget, Energy, Ranks
+from tenfold._verify import Report, verify
+from tenfold._version import __version__
+
+__all__ = [
+    "EVBMF",
+    "Budget",
+    "Cost",
+    "Energy",
+    "Factored",
+    "Options",
+    "Plan",
+    "Ranks",
+    "Report",
+    "Result",
+    "Step",
+    "Target",
+    "TenfoldError",
+    "TenfoldWarning",
+    "__version__",
+    "apply",
+    "compress",
+    "load",
+    "measure",
+    "methods",
+    "options",
+    "plan",
+    "reestimate_norms",
+    "save",
+    "verify",
+]

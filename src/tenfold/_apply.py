@@ -1,0 +1,96 @@
+"""Applying a plan: a new model, in which factored layers stand where dense ones stood."""
+
+import copy
+
+import torch
+from torch import nn
+
+from tenfold._errors import TenfoldError
+from tenfold._factored import Factored
+from tenfold._method import Site
+from tenfold._plan import Plan, Step
+from tenfold._progress import track
+from tenfold._run import unwrapped
+from tenfold.methods import find
+
+
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of `model` with every step of `plan` taken, in order, from the model's own weights.
+
+    `apply(model, Plan())` equals `model`; device, dtype, mode and `requires_grad` are kept.
+
+    Raises:
+        TenfoldError: if the plan was made for another network, or a step does not fit its layers.
+    """
+    model = unwrapped(model)
+    plan.check_made_for(model)
+    new = copy.deepcopy(model)
+    for step in track(plan.steps, "factors"):
+        _take(new, step, fill=True)
+    return new
+
+
+def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
+    """`apply(model, plan)` on the meta device: every shape, no values."""
+    model = unwrapped(model)
+    plan.check_made_for(model)
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    new = copy.deepcopy(model, {key: _on_meta(tensor) for key, tensor in tensors.items()})
+    for step in plan.steps:
+        _take(new, step, fill=False)
+    return new
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands in `model`."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
+
+
+def _take(model: nn.Module, step: Step, *, fill: bool) -> None:
+    site = Site(step.layers, tuple(_layer(model, name) for name in step.layers))
+    method = find(step.method)
+    for name, module in zip(site.layers, site.modules, strict=True):
+        if type(module) not in method.serves:
+            raise TenfoldError(f'the plan\'s step for "{name}": {method.name} does not serve {type(module).__name__}.')
+    full = method.full_rank(site)
+    if len(step.rank) != len(full) or any(entry > most for entry, most in zip(step.rank, full, strict=True)):
+        raise TenfoldError(
+            f'the plan\'s step for "{step.layers[0]}" has rank {_text(step.rank)}; {method.name} takes '
+            f"{len(full)} {'entry' if len(full) == 1 else 'entries'}, {_text(full)} at most."
+        )
+    with torch.device("meta"):
+        new = method.skeleton(site, step.rank)
+    if fill:
+        for dense, factored in zip(site.modules, new, strict=True):
+            factored.to_empty(device=next(dense.parameters()).device)
+        with torch.no_grad():
+            method.fill(site, step.rank, new)
+    for dense, factored in zip(site.modules, new, strict=True):
+        _like(dense, factored)
+        replace_module(model, dense, factored)
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise TenfoldError(f'the plan names layer "{name}", which this network does not have.') from None
+
+
+def _like(dense: nn.Module, factored: Factored) -> None:
+    factored.train(dense.training)
+    for name, parameter in factored.named_parameters():
+        source = dense.bias if name.endswith("bias") else dense.weight
+        parameter.requires_grad_(source.requires_grad)  # type: ignore[union-attr, operator, arg-type]
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _text(rank: tuple[int, ...]) -> str:
+    return "(" + ", ".join(f"{entry:,}" for entry in rank) + ")"

@@ -1,0 +1,237 @@
+"""Every option of every layer: its cost and its error. Made once for a model, good for any number of targets."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tenfold._cost import Cost, layer_cost, measure
+from tenfold._data import example_inputs
+from tenfold._errors import TenfoldError
+from tenfold._factored import grouped
+from tenfold._method import Curve, Method, Site
+from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
+from tenfold._progress import track
+from tenfold._run import unwrapped
+from tenfold._trace import Graph, trace
+from tenfold.methods import DEFAULT
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A site and a method that serves it."""
+
+    site: Site
+    method: Method
+
+    def step(self, rank: Rank) -> Step:
+        """This candidate at a rank, as a step of a plan."""
+        return Step(layers=self.site.layers, method=MethodSpec.model_validate(self.method), rank=rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """The options of a candidate: for each rank its error, and its cost less the cost of the dense layers."""
+
+    candidate: Candidate
+    ranks: NDArray[np.int64]  # (options, entries)
+    errors: NDArray[np.float64]  # (options,), weighed: what the global choice adds up
+    costs: NDArray[np.int64]  # (options, 3), change against dense, in the order of LIMITED
+
+    def cheaper(self) -> "Ladder":
+        """The options that cost less than dense in something, and more in nothing."""
+        keep = (self.costs <= 0).all(axis=1) & (self.costs < 0).any(axis=1)
+        return replace(self, ranks=self.ranks[keep], errors=self.errors[keep], costs=self.costs[keep])
+
+    def step(self, index: int) -> Step:
+        """One option, as a step of a plan."""
+        return self.candidate.step(tuple(int(entry) for entry in self.ranks[index]))
+
+
+class Target(ABC):
+    """What decides the ranks: a budget or a rank rule."""
+
+    @abstractmethod
+    def steps(self, options: "Options") -> list[Step]:
+        """The steps that meet this target."""
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """All options for one model. `plan(target)` chooses among them; curves are computed once, when first needed."""
+
+    graph: Graph
+    dense: Cost
+    fingerprint: Fingerprint
+    candidates: tuple[Candidate, ...]
+    unserved: dict[str, str]  # layers that no candidate serves, and why
+
+    def plan(self, target: Target) -> Plan:
+        """Choose the ranks.
+
+        Raises:
+            TenfoldError: if the target cannot be reached, with the least that could be.
+        """
+        order = {name: index for index, name in enumerate(self.graph.layers)}
+        steps = sorted(target.steps(self), key=lambda step: order[step.layers[0]])
+        return Plan(steps, fingerprint=self.fingerprint)
+
+    @cached_property
+    def ladders(self) -> tuple[Ladder, ...]:
+        """Error and cost of every option of every candidate."""
+        return tuple(self._ladder(candidate) for candidate in track(self.candidates, "curves"))
+
+    @cached_property
+    def dense_costs(self) -> dict[str, NDArray[np.int64]]:
+        """Parameters, multiply-adds and bytes of every layer as it is."""
+        return {name: layer_cost(layer.module, layer.calls) for name, layer in self.graph.layers.items()}
+
+    def change(self, candidate: Candidate, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The cost of a candidate at each rank, less the cost of the dense layers."""
+        dense = sum(self.dense_costs[name] for name in candidate.site.layers)
+        return _priced(candidate, self.graph, ranks) - dense
+
+    def left_dense(self, plan: Plan) -> dict[str, str]:
+        """Every layer that the plan leaves dense, and why."""
+        replaced = {name for step in plan.steps for name in step.layers}
+        return {name: self._reason(name) for name in self.graph.layers if name not in replaced}
+
+    def _reason(self, name: str) -> str:
+        if name in self.unserved:
+            return self.unserved[name]
+        own = [ladder for ladder in self.ladders if name in ladder.candidate.site.layers]
+        if any(len(ladder.cheaper().ranks) for ladder in own):
+            return "every smaller form costs more accuracy than the target needs"
+        least, entry = min((int(ladder.costs[i, 0]), i) for ladder in own for i in [ladder.costs[:, 0].argmin()])
+        dense = int(self.dense_costs[name][0])
+        return f"no rank is cheaper: the least takes {dense + least:,} parameters; dense takes {dense:,}"
+
+    def _ladder(self, candidate: Candidate) -> Ladder:
+        curve = candidate.method.curve(candidate.site)
+        errors = weighed(curve, candidate.site)
+        return Ladder(candidate, curve.ranks, errors, self.change(candidate, curve.ranks))
+
+
+def options(
+    model: nn.Module,
+    *,
+    example: Any,
+    methods: Sequence[Method] | None = None,
+    freeze: Iterable[str] = (),
+) -> Options:
+    """Find every option of a trained model.
+
+    Args:
+        model: any network; it is not modified.
+        example: a tensor, a tuple (positional arguments) or a dict (keyword arguments), of the batch size and
+            shape for which multiply-adds are to be counted.
+        methods: those that compete; by default all.
+        freeze: names of layers to leave dense, as shell patterns (`"head.*"`).
+
+    Raises:
+        TenfoldError: if the model fails on the example, holds weights that are not finite, or a pattern of
+            `freeze` matches no layer.
+    """
+    methods = _checked(DEFAULT if methods is None else methods)
+    model, inputs = unwrapped(model), example_inputs(example)
+    _refuse_bad_weights(model)
+    graph = _frozen(trace(model, inputs), freeze)
+    candidates = tuple(Candidate(site, method) for method in methods for site in method.sites(graph))
+    served = {name for candidate in candidates for name in candidate.site.layers}
+    unserved = {
+        name: layer.reason or f"no chosen method serves {type(layer.module).__name__}"
+        for name, layer in graph.layers.items()
+        if name not in served
+    }
+    return Options(graph, measure(model, example), Fingerprint.of(model), candidates, unserved)
+
+
+def plan(
+    model: nn.Module,
+    target: Target,
+    *,
+    example: Any,
+    methods: Sequence[Method] | None = None,
+    freeze: Iterable[str] = (),
+) -> Plan:
+    """`options(model, ...).plan(target)`."""
+    return options(model, example=example, methods=methods, freeze=freeze).plan(target)
+
+
+def weighed(curve: Curve, site: Site) -> NDArray[np.float64]:
+    """The errors that the global choice adds up over layers: squared error relative to the weight's own energy."""
+    energy = sum(float(grouped(module).square().sum()) for module in site.modules)
+    return curve.errors / max(energy, 1e-300)
+
+
+def _priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The cost at each rank, in the order of LIMITED.
+
+    The cost of a chain of factors is multilinear in the entries of its rank, so skeletons at the corners of the
+    ladder give all of it. A skeleton in the middle checks that; where it disagrees, every rank is run.
+    """
+
+    def run(rank: Iterable[int]) -> NDArray[np.int64]:
+        with torch.device("meta"):
+            new = candidate.method.skeleton(candidate.site, tuple(int(entry) for entry in rank))
+        calls = [graph.layers[name].calls for name in candidate.site.layers]
+        return np.sum([layer_cost(*pair) for pair in zip(new, calls, strict=True)], axis=0)
+
+    if len(ranks) <= 2 ** ranks.shape[1] + 1:
+        return np.array([run(rank) for rank in ranks])
+    low, high = ranks.min(0), ranks.max(0)
+    corners = list(product(*({a, b} for a, b in zip(low.tolist(), high.tolist(), strict=True))))
+    where = (ranks - low) / np.maximum(high - low, 1)
+    costs = np.zeros((len(ranks), 3))
+    for corner in corners:
+        weights = np.prod(np.where(np.array(corner) == high, np.where(high > low, where, 1), 1 - where), axis=1)
+        costs += weights[:, None] * run(corner)
+    found = costs.round().astype(np.int64)
+    middle = len(ranks) // 2
+    return found if (found[middle] == run(ranks[middle])).all() else np.array([run(rank) for rank in ranks])
+
+
+def _frozen(graph: Graph, patterns: Iterable[str]) -> Graph:
+    if isinstance(patterns, str):
+        raise TenfoldError(f'freeze is one string; give a list of patterns: ["{patterns}"].')
+    layers = dict(graph.layers)
+    for pattern in patterns:
+        names = [name for name in layers if fnmatchcase(name, pattern) or name.startswith(pattern + ".")]
+        if not names:
+            raise TenfoldError(f'freeze pattern "{pattern}" matches no layer; layers are {_some(layers)}.')
+        layers.update({name: replace(layers[name], reason=f'frozen by "{pattern}"') for name in names})
+    return Graph(layers)
+
+
+def _checked(methods: Sequence[Method]) -> Sequence[Method]:
+    if not methods:
+        raise TenfoldError("methods is empty; give at least one, such as tenfold.methods.SVD().")
+    for method in methods:
+        if not isinstance(method, Method):
+            raise TenfoldError(f"{method!r} is no method; give instances, such as tenfold.methods.SVD().")
+    return methods
+
+
+def _refuse_bad_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise TenfoldError(f"{name} is on the meta device and has no values; load the weights first.")
+        if not torch.isfinite(parameter).all():
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise TenfoldError(
+                f"{name} has {bad:,} of {parameter.numel():,} values that are NaN or infinite; "
+                "give a model with finite weights."
+            )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

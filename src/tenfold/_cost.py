@@ -1,0 +1,120 @@
+"""Cost: what a model or a layer takes, found by running it."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from tenfold._data import Inputs, example_inputs
+from tenfold._latency import interleaved_ms
+from tenfold._plan import Record
+from tenfold._run import device_of, forward, undisturbed, unwrapped
+from tenfold._trace import Call
+
+LIMITED = ("params", "macs", "bytes")  # the entries of a layer's cost, in this order
+
+
+class Cost(Record):
+    """What a model takes."""
+
+    params: int
+    macs: int  # multiply-adds of one run of the example
+    bytes: int  # of all parameters and buffers, each tensor once
+    activation_bytes: int  # peak of everything that lives besides parameters, buffers and the example
+    milliseconds: float | None = None  # median of one run of the example
+
+
+def measure(model: nn.Module, example: Any, *, latency: bool = False) -> Cost:
+    """Measure a model's cost on one run of the example, in eval mode.
+
+    Multiply-adds are counted by `torch.utils.flop_counter`; `latency=True` adds the median time.
+
+    Raises:
+        TenfoldError: if the model fails on the example.
+    """
+    model, inputs = unwrapped(model), example_inputs(example)
+    params, stored = stored_size([*model.parameters()], [*model.buffers()])
+    inputs = inputs.on(device_of(model))
+    peak = _PeakMemory([*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs)])
+    with undisturbed(model), counting_macs() as counter:
+        with peak:
+            forward(model, inputs)
+        milliseconds = None
+    if latency:
+        with undisturbed(model):
+            (milliseconds,) = interleaved_ms([lambda: model(*inputs.args, **inputs.kwargs)])
+    return Cost(
+        params=params,
+        macs=counter.get_total_flops() // 2,
+        bytes=stored,
+        activation_bytes=peak.peak,
+        milliseconds=milliseconds,
+    )
+
+
+def layer_cost(module: nn.Module, calls: Iterable[Call]) -> NDArray[np.int64]:
+    """Parameters, multiply-adds and bytes of a layer for these calls, from a run on the meta device."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    with torch.no_grad(), counting_macs() as counter:
+        for call in calls:
+            functional_call(module, on_meta, (torch.empty(call.shape, dtype=call.dtype, device="meta"),))
+    params, stored = stored_size([*module.parameters()], [*module.buffers()])
+    return np.array([params, counter.get_total_flops() // 2, stored])
+
+
+def stored_size(parameters: list[nn.Parameter], buffers: list[Tensor]) -> tuple[int, int]:
+    """How many parameters there are, and the bytes of all these tensors."""
+    return (
+        sum(p.numel() for p in parameters),
+        sum(t.numel() * t.element_size() for t in [*parameters, *buffers]),
+    )
+
+
+@contextmanager
+def counting_macs() -> Iterator[FlopCounterMode]:
+    """Count inside. Fused attention is switched off meanwhile, because the counter does not know its operators."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class _PeakMemory(TorchDispatchMode):
+    """Follows the bytes of living storages that operations made."""
+
+    def __init__(self, known: Iterable[Any]) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.known = {_storage(leaf)._cdata for leaf in known if isinstance(leaf, Tensor)}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._follow(_storage(leaf))
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.known and key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            weakref.finalize(storage, self.sizes.pop, key, None)
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()

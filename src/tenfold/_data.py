@@ -1,0 +1,78 @@
+"""What goes into a model: examples and batches, in the forms that people hold them in."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tenfold._errors import TenfoldError
+
+
+class Inputs(NamedTuple):
+    """The arguments of one call of a model, and the target that came with them."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any = None
+
+    def on(self, device: torch.device) -> "Inputs":
+        """The same arguments with every tensor on `device`."""
+        return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self)
+
+    def describe(self) -> str:
+        """The shapes, for messages: `1x3x32x32 float32`."""
+        shapes = [
+            f"{'x'.join(map(str, leaf.shape)) or 'scalar'} {str(leaf.dtype).removeprefix('torch.')}"
+            for leaf in pytree.tree_leaves((self.args, self.kwargs))
+            if isinstance(leaf, Tensor)
+        ]
+        return ", ".join(shapes) or "no tensor"
+
+
+def example_inputs(example: Any) -> Inputs:
+    """Read an example: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+    if isinstance(example, Tensor):
+        return Inputs((example,), {})
+    if isinstance(example, tuple):
+        return Inputs(example, {})
+    if isinstance(example, Mapping):
+        return Inputs((), dict(example))
+    raise TenfoldError(
+        f"the example is a {type(example).__name__}; give a tensor, a tuple (positional arguments) or a dict "
+        "(keyword arguments)."
+    )
+
+
+def batch_inputs(model: nn.Module, batch: Any) -> Inputs:
+    """Read a batch: an example, or a pair `(inputs, target)`.
+
+    A pair is `(inputs, target)` unless the model's forward requires two positional arguments.
+    """
+    if isinstance(batch, list):
+        batch = tuple(batch)
+    if isinstance(batch, tuple) and len(batch) == 2 and _required_arguments(model) != 2:
+        inputs, target = batch
+        inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+        return example_inputs(inputs)._replace(target=target)
+    return example_inputs(batch)
+
+
+def batches_of(model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:
+    """Read every batch; refuse an iterable that is empty or that can be read only once."""
+    if isinstance(batches, Iterator):
+        raise TenfoldError("the batches are an iterator, which can be read only once; give a list or a DataLoader.")
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch_inputs(model, batch)
+    if empty:
+        raise TenfoldError("there are no batches: the data is empty; give at least one batch.")
+
+
+def _required_arguments(model: nn.Module) -> int:
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)

@@ -1,0 +1,83 @@
+"""The contract of a method: how a site is factorised."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tenfold._factored import Factored
+from tenfold._plan import Rank
+from tenfold._trace import Graph
+
+
+@dataclass(frozen=True)
+class Site:
+    """Layers that are replaced together: their names, and the layers themselves."""
+
+    layers: tuple[str, ...]
+    modules: tuple[Any, ...]  # Any: torch does not type the attributes that layers have
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Ranks, one a row, and for each the squared error of the weights, summed over the site's layers.
+
+    The errors never rise where every entry of the rank rises or stays.
+    """
+
+    ranks: NDArray[np.int64]  # (ranks, entries)
+    errors: NDArray[np.float64]  # (ranks,)
+
+
+class Method(ABC):
+    """A way to factorise; subclasses are frozen dataclasses, final, with their options as fields.
+
+    `skeleton` and `fill` are apart because the same skeleton prices an option on the meta device, starts training
+    from fresh weights, and reloads a saved model.
+    """
+
+    name: ClassVar[str]
+    serves: ClassVar[tuple[type[nn.Module], ...]]  # exactly these types of layers, not their subclasses
+
+    def sites(self, graph: Graph) -> Iterable[Site]:
+        """Which of the graph's free layers go together: unless overridden, each layer goes alone."""
+        for layer in graph.free:
+            if type(layer.module) in self.serves:
+                yield Site((layer.name,), (layer.module,))
+
+    @abstractmethod
+    def unfoldings(self, site: Site) -> tuple[Tensor, ...]:
+        """For each entry of the rank, the matrices `(g, m, n)` in float64 that it truncates.
+
+        Their shapes are all that is read when the weights are on the meta device.
+        """
+
+    @abstractmethod
+    def curve(self, site: Site) -> Curve:
+        """Errors for a ladder of ranks, the full rank among them; what `fill` does is never worse."""
+
+    @abstractmethod
+    def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
+        """Ordinary layers of the right shapes, one `Factored` for each layer of the site.
+
+        Called under `torch.device("meta")`: nothing is initialised and no random number is drawn.
+        """
+
+    @abstractmethod
+    def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
+        """Write the weights and biases of `new` from the site's layers."""
+
+    def full_rank(self, site: Site) -> Rank:
+        """The least rank at which nothing is lost, whatever the weights."""
+        return tuple(min(matrix.shape[-2:]) for matrix in self.unfoldings(site))
+
+
+def levels(full: int, most: int) -> NDArray[np.int64]:
+    """At most about `most` ranks from 1 to `full`: all of them, or in equal ratios."""
+    if full <= most:
+        return np.arange(1, full + 1)
+    return np.unique(np.geomspace(1, full, most).round().astype(np.int64))

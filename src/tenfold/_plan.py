@@ -1,0 +1,136 @@
+"""A plan: which layers are replaced, by which method, at which rank. Plain data that a person can read and edit."""
+
+import hashlib
+import json
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator, model_validator
+from torch import nn
+
+from tenfold._errors import TenfoldError
+
+Rank = tuple[int, ...]
+
+
+class Record(BaseModel):
+    """Frozen plain data, checked when made; a wrong value is a `TenfoldError` in one sentence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise TenfoldError(f"{type(self).__name__}: {_sentence(error)}") from None
+
+    @classmethod
+    def loads(cls, text: str | bytes, name: str | None = None) -> Self:
+        """Read JSON text; `name` is what messages call it."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            name = name or f"this {cls.__name__.lower()}"
+            raise TenfoldError(f"{name} cannot be read: {_sentence(error)}") from None
+
+
+class MethodSpec(Record):
+    """A method by name, with its fields: `MethodSpec(name="svd", side="output")`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name_or_method(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if is_dataclass(value) and not isinstance(value, type):
+            value = {"name": getattr(value, "name", type(value).__name__), **asdict(value)}
+        # Through JSON, so that a plan equals itself after a round trip: tuples become lists.
+        return json.loads(json.dumps(value)) if isinstance(value, dict) else value
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The method's own fields, without its name."""
+        return dict(self.model_extra or {})
+
+
+class Step(Record):
+    """Replace `layers` together by what `method` makes of them at `rank`, run in `form`."""
+
+    layers: tuple[str, ...]
+    method: MethodSpec
+    rank: tuple[PositiveInt, ...]
+    form: Literal["factors"] = "factors"
+
+    @field_validator("layers")
+    @classmethod
+    def _some_layers(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
+        if not layers:
+            raise ValueError("a step needs at least one layer")
+        return layers
+
+
+class Fingerprint(Record):
+    """Tells one architecture from another: a digest of the names, shapes and dtypes of all tensors."""
+
+    tensors: int
+    params: int
+    sha256: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Fingerprint":
+        """The fingerprint of `model`, which may be on the meta device."""
+        state = [f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict(keep_vars=True).items()]
+        return cls(
+            tensors=len(state),
+            params=sum(p.numel() for p in model.parameters()),
+            sha256=hashlib.sha256("\n".join(state).encode()).hexdigest(),
+        )
+
+
+class Plan(Record):
+    """Steps to apply in order, and the fingerprint of the dense model that they were made for.
+
+    `Plan.loads(plan.dumps()) == plan`, and `apply(model, p + q)` equals `apply(apply(model, p), q)`.
+    """
+
+    version: Literal[1] = 1
+    fingerprint: Fingerprint | None = None  # None: not checked
+    reference: str | None = None  # how to build the dense model again: "timm:NAME", "module:callable", ...
+    steps: tuple[Step, ...] = ()
+
+    def __init__(self, steps: Any = (), **data: Any) -> None:
+        super().__init__(steps=steps, **data)
+
+    def __add__(self, other: "Plan") -> "Plan":
+        return self.model_copy(update={"steps": self.steps + other.steps})
+
+    def dumps(self) -> str:
+        """JSON with one step a line."""
+        data = self.model_dump(mode="json")
+        steps = ",\n".join("    " + json.dumps(step) for step in data.pop("steps"))
+        head = "\n".join(f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in data.items())
+        return f'{{\n{head}\n  "steps": [\n{steps}\n  ]\n}}\n'
+
+    def check_made_for(self, model: nn.Module) -> None:
+        """Refuse a model that this plan was not made for."""
+        if self.fingerprint is None:
+            return
+        found = Fingerprint.of(model)
+        if found != self.fingerprint:
+            raise TenfoldError(
+                f"the plan was made for another network: {self.fingerprint.tensors} tensors with "
+                f"{self.fingerprint.params:,} parameters there, {found.tensors} with {found.params:,} here"
+                f"{'' if found.params != self.fingerprint.params else ' (names, shapes or dtypes differ)'}. "
+                "Plan this network again."
+            )
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}."

@@ -1,0 +1,91 @@
+"""Running somebody's model without leaving a trace on it."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from tenfold._data import Inputs
+from tenfold._errors import TenfoldError
+
+_WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
+_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside data-parallel and `torch.compile` wrappers, with parametrisations folded (on a copy).
+
+    Raises:
+        TenfoldError: if its weights are sharded, uninitialised, or it is no `nn.Module`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TenfoldError(f"the model is a {type(model).__name__}; give a torch.nn.Module.")
+    while (attribute := _WRAPPERS.get(type(model).__name__)) is not None:
+        model = getattr(model, attribute)
+    for name, module in model.named_modules():
+        if any(base.__name__ in _SHARDED for base in type(module).__mro__):
+            raise TenfoldError(f"{name or 'the model'} is wrapped in FSDP; gather the full model on one device first.")
+    for name, tensor in model.named_parameters():
+        if type(tensor).__name__ == "DTensor":
+            raise TenfoldError(f"{name} is a DTensor; gather the full model on one device first.")
+        if isinstance(tensor, nn.parameter.UninitializedParameter):
+            raise TenfoldError(f"{name} has no shape yet (a lazy module); run the model once first.")
+    if any(map(parametrize.is_parametrized, model.modules())):
+        model = copy.deepcopy(model)
+        for module in model.modules():
+            for name in list(getattr(module, "parametrizations", {})):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return model
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside; modes, buffers and random state are put back after."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [
+        (module, name, buffer, None if buffer.is_meta else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if value is not None and not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the model.
+
+    Raises:
+        TenfoldError: if it fails, with its own words.
+    """
+    inputs = inputs.on(device_of(model))
+    try:
+        return model(*inputs.args, **inputs.kwargs)
+    except TenfoldError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise TenfoldError(
+            f"the model fails on an input of {inputs.describe()}: {type(error).__name__}: {reason.rstrip('.')}. "
+            "Check the example's shape and dtype."
+        ) from error
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter; the CPU for a model without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

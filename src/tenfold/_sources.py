@@ -1,0 +1,76 @@
+"""Models and data by name, for the command line: `timm:NAME`, `torchvision:NAME`, `transformers:CONFIG`, `module:callable`."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tenfold._errors import TenfoldError
+
+
+def build_model(reference: str) -> nn.Module:
+    """Build a network from a reference, with weights as its code initialises them.
+
+    Raises:
+        TenfoldError: if there is no such thing, or what it names makes no `nn.Module`.
+    """
+    kind, _, name = reference.partition(":")
+    build = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}.get(kind)
+    with torch.random.fork_rng(devices=[]):
+        model = build(name) if build else named(reference)()
+    if not isinstance(model, nn.Module):
+        raise TenfoldError(f"{reference} gives a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def named(reference: str) -> Callable[..., Any]:
+    """What `package.module:callable` names.
+
+    Raises:
+        TenfoldError: if it cannot be imported or called.
+    """
+    module_name, colon, attribute = reference.partition(":")
+    if not (module_name and colon and attribute):
+        raise TenfoldError(f'"{reference}" is not of the form package.module:callable.')
+    module = _imported(module_name, reference)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise TenfoldError(f"{module_name} has no callable {attribute}.")
+    return found  # type: ignore[no-any-return]
+
+
+def _imported(module: str, reference: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise TenfoldError(f"{reference} cannot be imported: {error}.") from None
+
+
+def _timm(name: str) -> Any:
+    timm = _imported("timm", f"timm:{name}")
+    if not timm.is_model(name):
+        raise TenfoldError(f'timm has no model "{name}"; timm.list_models() lists them.')
+    return timm.create_model(name, pretrained=False)
+
+
+def _torchvision(name: str) -> Any:
+    models = _imported("torchvision.models", f"torchvision:{name}")
+    if name not in models.list_models():
+        raise TenfoldError(f'torchvision has no model "{name}"; torchvision.models.list_models() lists them.')
+    return models.get_model(name, weights=None)
+
+
+def _transformers(config: str) -> Any:
+    transformers = _imported("transformers", f"transformers:{config}")
+    try:
+        settings = transformers.AutoConfig.from_pretrained(config, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise TenfoldError(
+            f"{config} is no transformers configuration (a config.json or its folder): {str(error).splitlines()[0]}"
+        ) from None
+    architecture = getattr(transformers, (settings.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    if hasattr(architecture, "from_config"):
+        return architecture.from_config(settings)
+    return architecture(settings)

@@ -1,0 +1,188 @@
+"""A compressed model as a folder: `model.safetensors`, `plan.json`, `report.json`. No pickle anywhere."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tenfold._apply import skeleton
+from tenfold._errors import TenfoldError
+from tenfold._plan import Plan
+from tenfold._sources import build_model
+from tenfold._verify import Report
+
+_WEIGHTS, _PLAN, _REPORT = "model.safetensors", "plan.json", "report.json"
+
+
+def save(folder: str | Path, model: nn.Module, plan: Plan, report: Report | None = None) -> None:
+    """Write a folder from which `load` rebuilds the model. It appears whole or not at all.
+
+    Tensors that several layers share are stored once. A folder that holds an earlier save is replaced.
+
+    Raises:
+        TenfoldError: if `folder` holds anything else.
+    """
+    with new_folder(folder) as path:
+        tensors = {names[0]: tensor.detach().contiguous() for names, tensor in _tensors(model)}
+        save_file(tensors, path / _WEIGHTS, metadata={"format": "pt"})
+        (path / _PLAN).write_text(plan.dumps())
+        if report is not None:
+            (path / _REPORT).write_text(report.dumps())
+
+
+def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
+    """Rebuild a saved model, bit for bit, without decomposing and without pickle.
+
+    Args:
+        folder: what `save` wrote.
+        dense: the network before compression, of any weights, also on the meta device. Without it the network
+            is built from the reference in the plan (`timm:NAME`, `torchvision:NAME`, `module:callable`), which
+            runs the code that it names.
+
+    Raises:
+        TenfoldError: if a file is missing, damaged or for another network.
+    """
+    path = Path(folder)
+    plan = load_plan(path / _PLAN)
+    if dense is None:
+        if plan.reference is None:
+            raise TenfoldError(f"{path} does not say how to build the network; give it: load(folder, dense).")
+        dense = build_model(plan.reference)
+    tensors = read_tensors(path / _WEIGHTS)
+    new = skeleton(dense, plan)
+    _assign(new, tensors, path / _WEIGHTS)
+    return new.eval()
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a `plan.json`.
+
+    Raises:
+        TenfoldError: if it is missing or damaged.
+    """
+    return Plan.loads(_read(Path(path)), name=str(path))
+
+
+def load_report(folder: str | Path) -> Report:
+    """Read the `report.json` of a folder."""
+    path = Path(folder) / _REPORT
+    return Report.loads(_read(path), name=str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a `.safetensors` file."""
+    if not path.is_file():
+        raise TenfoldError(f"there is no file {path}.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise TenfoldError(f"{path} cannot be read: {error}. It is truncated or no safetensors file.") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from `.safetensors`, or from `.pt`/`.pth` without running any code that it holds.
+
+    A state dict inside a checkpoint (under "state_dict" or "model") is found, and the "module." that data-parallel
+    training puts before every name is dropped.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    if not path.is_file():
+        raise TenfoldError(f"there is no file {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a different class for each kind of damage
+        raise TenfoldError(
+            f"{path} cannot be read as plain weights: {str(error).strip().splitlines()[0]} "
+            "Save the state dict alone: torch.save(model.state_dict(), path)."
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TenfoldError(f"{path} holds no state dict (names to tensors); save model.state_dict().")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `folder` when the block ends without an error."""
+    target = Path(folder).absolute()
+    refuse_taken(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        temporary.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_taken(folder: str | Path) -> None:
+    """Refuse a folder that exists and holds anything but an earlier save."""
+    path = Path(folder)
+    if path.is_file():
+        raise TenfoldError(f"{path} is a file; name a folder.")
+    if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in (_WEIGHTS, _PLAN, _REPORT))):
+        raise TenfoldError(f"{path} holds other files ({others[0]}); name a new folder.")
+
+
+def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """Every parameter and buffer, each once, with all its names. Buffers that state dicts leave out are here too,
+    so that a model on the meta device can be filled."""  # noqa: D205, D209
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    tensors: dict[int, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                names[id(tensor)].append(f"{prefix}.{name}".lstrip("."))
+                tensors[id(tensor)] = tensor
+    return [(names[key], tensor) for key, tensor in tensors.items()]
+
+
+def _assign(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    expected = _tensors(model)
+    unknown = tensors.keys() - {name for names, _ in expected for name in names}
+    if unknown:
+        raise TenfoldError(f"{path} holds {sorted(unknown)[0]}, which the planned network does not have.")
+    for names, old in expected:
+        value = next((tensors[name] for name in names if name in tensors), None)
+        if value is None:
+            raise TenfoldError(f"{path} lacks {names[0]}; it does not belong to this plan.")
+        if value.shape != old.shape:
+            raise TenfoldError(f"{path}: {names[0]} is {tuple(value.shape)}, the plan makes it {tuple(old.shape)}.")
+        new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+        for name in names:
+            parent, _, attribute = name.rpartition(".")
+            module = model.get_submodule(parent)
+            (module._parameters if isinstance(old, nn.Parameter) else module._buffers)[attribute] = new  # type: ignore[assignment]
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text()
+        json.loads(text)
+    except FileNotFoundError:
+        raise TenfoldError(f"there is no file {path}.") from None
+    except ValueError as error:
+        raise TenfoldError(f"{path} is no JSON: {error}. It is truncated or was edited badly.") from None
+    return text

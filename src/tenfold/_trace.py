@@ -1,0 +1,140 @@
+"""Tracing: one run of the example, to learn which layers are called, with what, and which must stay as they are."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tenfold._data import Inputs
+from tenfold._run import forward, undisturbed
+
+
+@dataclass(frozen=True)
+class Call:
+    """The one input of one call of a layer."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that owns a matrix or a kernel, and why it must stay dense, if it must."""
+
+    name: str
+    module: nn.Module
+    calls: tuple[Call, ...] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What tracing found: every layer, in the order of the model's definition."""
+
+    layers: dict[str, Layer]
+
+    @property
+    def free(self) -> list[Layer]:
+        """The layers that may be replaced."""
+        return [layer for layer in self.layers.values() if layer.reason is None]
+
+
+def trace(model: nn.Module, example: Inputs) -> Graph:
+    """Run the example once, in eval mode, and describe every module that owns a parameter of two dimensions or more.
+
+    Raises:
+        TenfoldError: if the model fails on the example.
+    """
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if any(p is not None and p.dim() >= 2 for p in module._parameters.values())
+    }
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    replaced = {module for module in modules.values() if "forward" in vars(module)}
+    watch = _Watch({id(p): module for module in modules.values() for p in module._parameters.values()})
+    with undisturbed(model), _recording(modules.values(), watch), watch:
+        forward(model, example)
+
+    def reason(module: nn.Module) -> str | None:
+        calls = watch.calls.get(module, [])
+        if module in watch.outside:
+            return "its weight is read by other code than its own forward"
+        if not calls:
+            return "it is not called while the example runs"
+        if any(owners[id(p)] > 1 for p in module._parameters.values() if p is not None):
+            return "its weight is shared with another layer"
+        if module in replaced:
+            return "its forward was replaced on the instance"
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return "it has hooks, which a replacement would lose"
+        if None in calls:
+            return "it is called with more than one tensor"
+        return None
+
+    return Graph(
+        {
+            name: Layer(name, module, tuple(call for call in watch.calls.get(module, []) if call), reason(module))
+            for name, module in modules.items()
+        }
+    )
+
+
+@dataclass
+class _Watch(TorchDispatchMode):
+    """Notices every operation that reads a watched parameter while its owner's forward is not running."""
+
+    owner: dict[int, nn.Module]
+    running: list[nn.Module] = field(default_factory=list)
+    outside: set[nn.Module] = field(default_factory=set)
+    calls: dict[nn.Module, list[Call | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            owner = self.owner.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            if owner is not None and owner not in self.running:
+                self.outside.add(owner)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _recording(modules: Any, watch: _Watch) -> Iterator[None]:
+    # By replacing `forward` on the instance, not by hooks: torch's fused attention looks for hooks and takes
+    # another path when there are any.
+    def recorded(module: nn.Module, run: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = [*args, *kwargs.values()]
+            single = len(given) == 1 and isinstance(given[0], Tensor)
+            call = Call(tuple(given[0].shape), given[0].dtype) if single else None
+            watch.calls.setdefault(module, []).append(call)
+            watch.running.append(module)
+            try:
+                return run(*args, **kwargs)
+            finally:
+                watch.running.pop()
+
+        return forward
+
+    before = {}
+    try:
+        for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            before[module] = vars(module).get("forward")
+            vars(module)["forward"] = recorded(module, module.forward)
+        yield
+    finally:
+        for module, own in before.items():
+            if own is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = own

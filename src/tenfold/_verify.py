@@ -1,0 +1,145 @@
+"""Proof: the small model beside the dense one, on the same inputs."""
+
+import platform
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tenfold._cost import Cost, measure
+from tenfold._data import Inputs, batches_of
+from tenfold._errors import TenfoldError
+from tenfold._factored import Factored
+from tenfold._latency import interleaved_ms
+from tenfold._plan import Plan, Record
+from tenfold._progress import track
+from tenfold._run import device_of, forward, undisturbed, unwrapped
+from tenfold._version import __version__
+
+Evaluate = Callable[[nn.Module], float]
+
+
+class Drift(Record):
+    """How far the floating-point outputs moved, over all batches."""
+
+    relative: float  # ||small - dense|| / ||dense||
+    worst: float  # the largest absolute difference of one number
+    batches: int
+
+
+class Metric(Record):
+    """What `evaluate` returned; higher is better."""
+
+    dense: float
+    small: float
+
+
+class Replaced(Record):
+    """A layer that was replaced: its parameters before and after."""
+
+    layer: str
+    factors: tuple[tuple[int, ...], ...]  # the shapes of the factors' weights, in order
+    params: int
+    dense_params: int
+
+
+class Report(Record):
+    """What compression did: cost before and after, drift, metric, and every layer's fate."""
+
+    dense: Cost
+    small: Cost
+    drift: Drift
+    metric: Metric | None = None
+    replaced: tuple[Replaced, ...] = ()
+    left_dense: dict[str, str] = {}  # layer: why
+    device: str
+    torch_version: str
+    version: str = __version__
+
+    def dumps(self) -> str:
+        """JSON, indented."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def verify(
+    small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evaluate: Evaluate | None = None
+) -> Report:
+    """Compare outputs on every batch, costs and times on the first one, and the metric if `evaluate` is given.
+
+    Times are medians of interleaved runs. Neither model is modified.
+
+    Raises:
+        TenfoldError: if a model fails on a batch, there are no batches, the outputs differ in form, or `evaluate`
+            returns no number.
+    """
+    small, dense = unwrapped(small), unwrapped(dense)
+    total, moved, worst, count, first = 0.0, 0.0, 0.0, 0, None
+    with undisturbed(small), undisturbed(dense):
+        for inputs in track(batches_of(dense, batches), "outputs"):
+            first, count = first or inputs, count + 1
+            for before, after in _paired_outputs(dense, small, inputs):
+                difference = (after.double() - before.double()).abs()
+                total += float(before.double().square().sum())
+                moved += float(difference.square().sum())
+                worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
+    assert first is not None, "batches_of refuses empty data"
+    costs = _costs(small, dense, first)
+    return Report(
+        dense=costs[1],
+        small=costs[0],
+        drift=Drift(relative=(moved / total) ** 0.5 if total else float(moved > 0), worst=worst, batches=count),
+        metric=None if evaluate is None else Metric(dense=_score(evaluate, dense), small=_score(evaluate, small)),
+        replaced=tuple(_replaced(small)),
+        device=_device_name(device_of(small)),
+        torch_version=torch.__version__,
+    )
+
+
+def _paired_outputs(dense: nn.Module, small: nn.Module, inputs: Inputs) -> Iterable[tuple[Tensor, Tensor]]:
+    outputs = [pytree.tree_leaves(forward(model, inputs)) for model in (dense, small)]
+    before, after = ([t for t in o if isinstance(t, Tensor) and t.is_floating_point()] for o in outputs)
+    if [t.shape for t in before] != [t.shape for t in after]:
+        raise TenfoldError(
+            f"the outputs differ in form: {[tuple(t.shape) for t in before]} dense, "
+            f"{[tuple(t.shape) for t in after]} small; give the network that was compressed."
+        )
+    return zip(before, after, strict=True)
+
+
+def _costs(small: nn.Module, dense: nn.Module, inputs: Inputs) -> list[Cost]:
+    example: Any = inputs.args or inputs.kwargs
+    moved = inputs.on(device_of(dense))
+    models = (small, dense)
+    with undisturbed(small), undisturbed(dense):
+        times = interleaved_ms([lambda m=m: m(*moved.args, **moved.kwargs) for m in models])  # type: ignore[misc]
+    pairs = zip(models, times, strict=True)
+    return [measure(model, example).model_copy(update={"milliseconds": ms}) for model, ms in pairs]
+
+
+def _score(evaluate: Evaluate, model: nn.Module) -> float:
+    with undisturbed(model):
+        score = evaluate(model)
+    try:
+        return float(score)
+    except (TypeError, ValueError):
+        raise TenfoldError(f"evaluate returned {score!r}; it must return one number, higher is better.") from None
+
+
+def _replaced(small: nn.Module) -> Iterable[Replaced]:
+    for name, module in small.named_modules():
+        if isinstance(module, Factored):
+            dense = module.weight.numel() + (module.bias.numel() if module.bias is not None else 0)
+            yield Replaced(
+                layer=name,
+                factors=tuple(tuple(factor.weight.shape) for factor in module),  # type: ignore[arg-type, union-attr]
+                params=sum(p.numel() for p in module.parameters()),
+                dense_params=dense,
+            )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,31 @@
+"""The methods: each is one file, in the same order: sites, unfoldings, curve, skeleton, fill."""
+
+from importlib.metadata import entry_points
+
+from tenfold._errors import TenfoldError
+from tenfold._method import Curve, Method, Site
+from tenfold._plan import MethodSpec
+from tenfold.methods._svd import SVD
+from tenfold.methods._tucker import Tucker
+
+__all__ = ["DEFAULT", "SVD", "Curve", "Method", "Site", "Tucker", "find"]
+
+DEFAULT: tuple[Method, ...] = (SVD("output"), SVD("input"), Tucker())
+
+
+def find(spec: MethodSpec) -> Method:
+    """The method that a plan's step names: ours, one from an installed package's entry point
+    `tenfold.methods`, or any subclass of `Method` imported so far.
+
+    Raises:
+        TenfoldError: for an unknown name or wrong fields.
+    """  # noqa: D205
+    for entry in entry_points(group="tenfold.methods", name=spec.name):
+        entry.load()
+    known = {method.name: method for method in Method.__subclasses__()}
+    if spec.name not in known:
+        raise TenfoldError(f'there is no method "{spec.name}"; known are {", ".join(sorted(known))}.')
+    try:
+        return known[spec.name](**spec.fields)
+    except TypeError as error:
+        raise TenfoldError(f'method "{spec.name}" does not take {spec.fields}: {error}.') from None
