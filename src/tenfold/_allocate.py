@@ -115,7 +115,12 @@ def _solve(errors: Floats, covers: Floats, costs: Floats, bounds: Floats, *, sla
     solver.silent()
     # Serial, to a zero gap, stopped by a count of nodes and never by the clock: the same options give the same
     # plan on every machine.
-    for name, value in {"mip_rel_gap": 0.0, "mip_abs_gap": 0.0, "parallel": "off", "mip_max_nodes": 100_000}.items():
+    for name, value in {
+        "mip_rel_gap": 0.0,
+        "mip_abs_gap": 0.0,
+        "parallel": "off",
+        "mip_max_nodes": 100_000,
+    }.items():
         solver.setOptionValue(name, value)
     solver.passModel(lp)
     solver.run()

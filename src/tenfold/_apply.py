@@ -1,6 +1,7 @@
 """Applying a plan: a new model, in which factored layers stand where dense ones stood."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,10 +57,10 @@ def _take(model: nn.Module, step: Step, *, fill: bool) -> None:
         if type(module) not in method.serves:
             raise TenfoldError(f'the plan\'s step for "{name}": {method.name} does not serve {type(module).__name__}.')
     full = method.full_rank(site)
-    if len(step.rank) != len(full) or any(entry > most for entry, most in zip(step.rank, full, strict=True)):
+    if len(step.rank) != len(full) or step.rank != (useful := method.clamped(site, step.rank)):
+        most = f"{len(full)} entries" if len(step.rank) != len(full) else f"{_text(useful)} at most there"
         raise TenfoldError(
-            f'the plan\'s step for "{step.layers[0]}" has rank {_text(step.rank)}; {method.name} takes '
-            f"{len(full)} {'entry' if len(full) == 1 else 'entries'}, {_text(full)} at most."
+            f'the plan\'s step for "{step.layers[0]}" has rank {_text(step.rank)}; {method.name} takes {most}.'
         )
     with torch.device("meta"):
         new = method.skeleton(site, step.rank)
@@ -80,11 +81,11 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
         raise TenfoldError(f'the plan names layer "{name}", which this network does not have.') from None
 
 
-def _like(dense: nn.Module, factored: Factored) -> None:
+def _like(dense: Any, factored: Factored) -> None:
     factored.train(dense.training)
     for name, parameter in factored.named_parameters():
         source = dense.bias if name.endswith("bias") else dense.weight
-        parameter.requires_grad_(source.requires_grad)  # type: ignore[union-attr, operator, arg-type]
+        parameter.requires_grad_(source.requires_grad)
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:

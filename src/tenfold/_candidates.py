@@ -97,7 +97,7 @@ class Options:
     def change(self, candidate: Candidate, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """The cost of a candidate at each rank, less the cost of the dense layers."""
         dense = sum(self.dense_costs[name] for name in candidate.site.layers)
-        return _priced(candidate, self.graph, ranks) - dense
+        return priced(candidate, self.graph, ranks) - dense
 
     def left_dense(self, plan: Plan) -> dict[str, str]:
         """Every layer that the plan leaves dense, and why."""
@@ -110,7 +110,7 @@ class Options:
         own = [ladder for ladder in self.ladders if name in ladder.candidate.site.layers]
         if any(len(ladder.cheaper().ranks) for ladder in own):
             return "every smaller form costs more accuracy than the target needs"
-        least, entry = min((int(ladder.costs[i, 0]), i) for ladder in own for i in [ladder.costs[:, 0].argmin()])
+        least, _ = min((int(ladder.costs[i, 0]), i) for ladder in own for i in [ladder.costs[:, 0].argmin()])
         dense = int(self.dense_costs[name][0])
         return f"no rank is cheaper: the least takes {dense + least:,} parameters; dense takes {dense:,}"
 
@@ -172,7 +172,7 @@ def weighed(curve: Curve, site: Site) -> NDArray[np.float64]:
     return curve.errors / max(energy, 1e-300)
 
 
-def _priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
     """The cost at each rank, in the order of LIMITED.
 
     The cost of a chain of factors is multilinear in the entries of its rank, so skeletons at the corners of the

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tenfold._data import Inputs, example_inputs
+from tenfold._data import example_inputs
 from tenfold._latency import interleaved_ms
 from tenfold._plan import Record
 from tenfold._run import device_of, forward, undisturbed, unwrapped
@@ -96,7 +96,7 @@ class _PeakMemory(TorchDispatchMode):
     """Follows the bytes of living storages that operations made."""
 
     def __init__(self, known: Iterable[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: dict[int, int] = {}
         self.known = {_storage(leaf)._cdata for leaf in known if isinstance(leaf, Tensor)}
         self.peak = 0

@@ -37,13 +37,14 @@ class Factored(nn.Sequential):
     def weight(self) -> Tensor:
         """The dense weight that the factors stand for: `(O, I)`, or `(O, I / groups, *kernel)`."""
         groups = getattr(self, "groups", 1)
-        weights = (factor.weight for factor in self)
+        weights: list[Any] = [factor.weight for factor in self]
         return reduce(lambda first, then: _compose(first, then, groups), weights)
 
     @property
     def bias(self) -> Tensor | None:
         """The bias, which only the last factor has."""
-        return self[-1].bias
+        last: Any = self[-1]
+        return last.bias
 
 
 def factor(like: Any, inputs: int, outputs: int, *, axes: Iterable[int] = (), bias: bool = False) -> nn.Module:

@@ -75,6 +75,10 @@ class Method(ABC):
         """The least rank at which nothing is lost, whatever the weights."""
         return tuple(min(matrix.shape[-2:]) for matrix in self.unfoldings(site))
 
+    def clamped(self, site: Site, rank: Rank) -> Rank:
+        """The rank without what cannot matter: each entry lowered to where more of it gains nothing."""
+        return tuple(map(min, rank, self.full_rank(site)))
+
 
 def levels(full: int, most: int) -> NDArray[np.int64]:
     """At most about `most` ranks from 1 to `full`: all of them, or in equal ratios."""

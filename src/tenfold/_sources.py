@@ -1,4 +1,4 @@
-"""Models and data by name, for the command line: `timm:NAME`, `torchvision:NAME`, `transformers:CONFIG`, `module:callable`."""
+"""Models by name: `timm:NAME`, `torchvision:NAME`, `transformers:CONFIG`, `module:callable`."""
 
 import importlib
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def named(reference: str) -> Callable[..., Any]:
     found = getattr(module, attribute, None)
     if not callable(found):
         raise TenfoldError(f"{module_name} has no callable {attribute}.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _imported(module: str, reference: str) -> Any:

@@ -100,7 +100,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise TenfoldError(f"there is no file {path}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a different class for each kind of damage
+    except Exception as error:  # noqa: BLE001  torch.load raises another class for each kind of damage
         raise TenfoldError(
             f"{path} cannot be read as plain weights: {str(error).strip().splitlines()[0]} "
             "Save the state dict alone: torch.save(model.state_dict(), path)."
@@ -147,8 +147,10 @@ def refuse_taken(folder: str | Path) -> None:
 
 
 def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """Every parameter and buffer, each once, with all its names. Buffers that state dicts leave out are here too,
-    so that a model on the meta device can be filled."""  # noqa: D205, D209
+    """Every parameter and buffer, each once, with all its names.
+
+    Buffers that state dicts leave out are here too, so that a model on the meta device can be filled.
+    """
     names: defaultdict[int, list[str]] = defaultdict(list)
     tensors: dict[int, Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):

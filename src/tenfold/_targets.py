@@ -101,17 +101,21 @@ class Ranks(Target):
         for name in self.per_layer or ():
             if name in options.unserved:
                 raise TenfoldError(f'Ranks: layer "{name}" cannot be replaced: {options.unserved[name]}.')
-        return _cheapest_of_each_site(options, options.candidates, self._rank)
+        steps = _cheapest_of_each_site(options, self._rank)
+        missed = set(self.per_layer or ()) - {name for step in steps for name in step.layers}
+        if missed or (isinstance(self.rank, tuple) and options.candidates and not steps):
+            where = f' of layer "{min(missed)}"' if missed else ""
+            raise TenfoldError(f"Ranks: no chosen method takes a rank{where} of as many entries as given.")
+        return steps
 
     def _rank(self, candidate: Candidate) -> Rank | None:
         full = candidate.method.full_rank(candidate.site)
         if self.share is not None:
             return tuple(max(1, round(self.share * entry)) for entry in full)
         wanted = self.rank if self.per_layer is None else self.per_layer.get(candidate.site.layers[0])
-        if wanted is None:
-            return None
-        entries = wanted if isinstance(wanted, tuple) else (wanted,) * len(full)
-        return tuple(map(min, entries, full)) if len(entries) == len(full) else None
+        if isinstance(wanted, int):
+            return (wanted,) * len(full)
+        return wanted if wanted is not None and len(wanted) == len(full) else None
 
 
 @dataclass(frozen=True)
@@ -153,21 +157,21 @@ class EVBMF(Target):
             matrices = candidate.method.unfoldings(candidate.site)
             return tuple(max(evbmf_rank(spectrum(m), *m.shape[-2:]) for m in matrix) for matrix in matrices)
 
-        return _cheapest_of_each_site(options, options.candidates, rank, cheaper_than_dense=True)
+        return _cheapest_of_each_site(options, rank, cheaper_than_dense=True)
 
 
 def _cheapest_of_each_site(
     options: Options,
-    candidates: Iterable[Candidate],
     rank_of: Callable[[Candidate], Rank | None],
     *,
     cheaper_than_dense: bool = False,
 ) -> list[Step]:
     best: dict[tuple[str, ...], tuple[tuple[int, ...], Step]] = {}
-    for candidate in candidates:
-        rank = rank_of(candidate)
-        if rank is None:
+    for candidate in options.candidates:
+        wanted = rank_of(candidate)
+        if wanted is None:
             continue
+        rank = candidate.method.clamped(candidate.site, wanted)
         (change,) = options.change(candidate, np.array([rank]))
         if cheaper_than_dense and not ((change <= 0).all() and (change < 0).any()):
             continue

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -13,7 +14,7 @@ from tenfold._data import Inputs, batches_of
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._latency import interleaved_ms
-from tenfold._plan import Plan, Record
+from tenfold._plan import Record
 from tenfold._progress import track
 from tenfold._run import device_of, forward, undisturbed, unwrapped
 from tenfold._version import __version__
@@ -53,7 +54,7 @@ class Report(Record):
     drift: Drift
     metric: Metric | None = None
     replaced: tuple[Replaced, ...] = ()
-    left_dense: dict[str, str] = {}  # layer: why
+    left_dense: dict[str, str] = Field(default_factory=dict)  # layer: why
     device: str
     torch_version: str
     version: str = __version__
@@ -63,9 +64,7 @@ class Report(Record):
         return self.model_dump_json(indent=2) + "\n"
 
 
-def verify(
-    small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evaluate: Evaluate | None = None
-) -> Report:
+def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evaluate: Evaluate | None = None) -> Report:
     """Compare outputs on every batch, costs and times on the first one, and the metric if `evaluate` is given.
 
     Times are medians of interleaved runs. Neither model is modified.
@@ -131,9 +130,10 @@ def _replaced(small: nn.Module) -> Iterable[Replaced]:
     for name, module in small.named_modules():
         if isinstance(module, Factored):
             dense = module.weight.numel() + (module.bias.numel() if module.bias is not None else 0)
+            factors: list[Any] = list(module)
             yield Replaced(
                 layer=name,
-                factors=tuple(tuple(factor.weight.shape) for factor in module),  # type: ignore[arg-type, union-attr]
+                factors=tuple(tuple(factor.weight.shape) for factor in factors),
                 params=sum(p.numel() for p in module.parameters()),
                 dense_params=dense,
             )

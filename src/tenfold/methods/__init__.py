@@ -14,12 +14,14 @@ DEFAULT: tuple[Method, ...] = (SVD("output"), SVD("input"), Tucker())
 
 
 def find(spec: MethodSpec) -> Method:
-    """The method that a plan's step names: ours, one from an installed package's entry point
-    `tenfold.methods`, or any subclass of `Method` imported so far.
+    """The method that a plan's step names.
+
+    That is any subclass of `Method` imported so far, or one that an installed package names in its entry points
+    under `tenfold.methods`.
 
     Raises:
         TenfoldError: for an unknown name or wrong fields.
-    """  # noqa: D205
+    """
     for entry in entry_points(group="tenfold.methods", name=spec.name):
         entry.load()
     known = {method.name: method for method in Method.__subclasses__()}

@@ -19,12 +19,12 @@ from tenfold._plan import Rank
 class SVD(Method):
     """`W ~ B A`, the best rank-R fit in Frobenius norm (Eckart & Young 1936), group by group.
 
-    - `side="output"`: W as `O x IK`. The kernel goes to R channels, then `1x1` to O (Denton et al. 2014; Zhang et
-      al. 2015, arXiv 1505.06798). R(IK + O) parameters: pays when R < O IK / (O + IK).
+    - `side="output"`: W as `O x IK`. The kernel goes to R channels, then `1x1` to O (Denton et al. 2014; Zhang
+      et al. 2015, arXiv 1505.06798). R(IK + O) parameters: pays when R < O IK / (O + IK).
     - `side="input"`: W as `I x OK`. `1x1` to R channels, then the kernel to O. R(I + OK) parameters.
 
-    For Linear and pointwise layers both are the same two layers. Serves Linear and Conv1d, 2d, 3d; the rank is
-    one number, a group. Exact at full rank, min(O, IK) or min(I, OK) of one group.
+    For Linear and pointwise layers both are the same two layers. Serves Linear and Conv1d, 2d, 3d; the rank
+    is one number, a group. Exact at full rank, min(O, IK) or min(I, OK) of one group.
     """
 
     name: ClassVar[str] = "svd"

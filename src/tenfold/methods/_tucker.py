@@ -16,7 +16,7 @@ from tenfold._plan import Rank
 
 @dataclass(frozen=True)
 class Tucker(Method):
-    """Tucker-2: `W_oik ~ sum_rs U_or core_rsk V_is`, the kernel kept whole (Kim et al. 2016, arXiv 1511.06530).
+    """Tucker-2: `W_oik ~ sum_rs U_or core_rsk V_is`, the kernel whole (Kim et al. 2016, arXiv 1511.06530).
 
     `1x1` to R1 channels, the kernel from R1 to R2, `1x1` to O: I R1 + R1 R2 K + R2 O parameters. The rank is
     (R1, R2), a group. Factors by higher-order orthogonal iteration (De Lathauwer, De Moor & Vandewalle 2000);
@@ -40,9 +40,18 @@ class Tucker(Method):
         below = energy_sr.flip(0).cumsum(0).flip(0).cumsum(1)
         beside = energy_sr.sum(0).flip(0).cumsum(0).flip(0)
         s, r = (axis.ravel() for axis in np.meshgrid(levels(full_s, 64), levels(full_r, 64), indexing="ij"))
+        positions = weight_goik.shape[-1]
+        matters = (r <= s * positions) & (s <= r * positions)  # see clamped
+        s, r = s[matters], r[matters]
         padded_below = np.pad(below.numpy(), ((0, 1), (0, 0)))
         padded_beside = np.pad(beside.numpy(), (0, 1))
         return Curve(np.stack([s, r], 1), padded_below[s, r - 1] + padded_beside[r])
+
+    def clamped(self, site: Site, rank: Rank) -> Rank:
+        s, r = super().clamped(site, rank)
+        positions = grouped(site.modules[0]).shape[-1]
+        r = min(r, s * positions)  # the core's output mode has no higher rank
+        return min(s, r * positions), r
 
     def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
         (dense,) = site.modules

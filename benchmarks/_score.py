@@ -1,0 +1,32 @@
+"""Accuracy, and how sure one can be that it changed."""
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks._images import Images
+
+
+def correct(model: nn.Module, images: Images, *, batch: int = 250) -> Tensor:
+    """For each image, whether the model in eval mode puts its class first."""
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        answers = [model(inputs.to(device)).argmax(1).cpu() == labels for inputs, labels in images.batches(batch)]
+    return torch.cat(answers)
+
+
+def percent(correct_N: Tensor) -> float:
+    """The share that is correct, in percent."""
+    return 100 * correct_N.double().mean().item()
+
+
+def paired_interval(small_N: Tensor, dense_N: Tensor) -> tuple[float, float]:
+    """The 95 % interval of small minus dense, in points.
+
+    Both networks saw the same images, so the spread is that of the differences image by image: images that both
+    get right or both get wrong add none. Normal approximation of the mean of N differences.
+    """
+    differences_N = 100 * (small_N.double() - dense_N.double())
+    mean = differences_N.mean().item()
+    half = 1.96 * differences_N.std().item() / len(differences_N) ** 0.5
+    return mean - half, mean + half

@@ -1,0 +1,202 @@
+"""The conformance suite of methods: for our own tests, and for those of methods that other people write.
+
+```python
+from tenfold.testing import check_method
+
+
+def test_mine():
+    check_method(MyMethod())
+```
+"""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tenfold._candidates import Candidate, priced
+from tenfold._data import Inputs
+from tenfold._factored import Factored, grouped
+from tenfold._method import Method, Site
+from tenfold._plan import Rank
+from tenfold._trace import Graph, trace
+
+__all__ = ["AWKWARD", "CHECKS", "Case", "check_method"]
+
+# Every shape of trouble that a layer can be, with the shape of one input.
+AWKWARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(12, 20), (3, 12)),
+    "linear without bias, extra dimensions": (lambda: nn.Linear(20, 7, bias=False), (2, 5, 3, 20)),
+    "linear with one output": (lambda: nn.Linear(9, 1), (4, 9)),
+    "conv1d": (lambda: nn.Conv1d(6, 10, 5, padding=2), (2, 6, 17)),
+    "conv3d": (lambda: nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1)), (1, 4, 3, 5, 4)),
+    "conv2d": (lambda: nn.Conv2d(8, 12, 3, padding=1), (2, 8, 9, 7)),
+    "conv2d without bias": (lambda: nn.Conv2d(8, 12, 3, bias=False), (2, 8, 9, 7)),
+    "stride (2, 1)": (lambda: nn.Conv2d(8, 6, 3, stride=(2, 1), padding=(1, 0)), (2, 8, 9, 7)),
+    "dilation 2, padding same": (lambda: nn.Conv2d(6, 8, 3, dilation=2, padding="same"), (1, 6, 9, 8)),
+    "even kernel, padding same": (lambda: nn.Conv2d(6, 8, (4, 2), padding="same"), (1, 6, 9, 8)),
+    "padding valid": (lambda: nn.Conv2d(6, 8, 3, padding="valid"), (1, 6, 9, 8)),
+    "reflect padding": (lambda: nn.Conv2d(5, 7, (5, 3), padding=(2, 1), padding_mode="reflect"), (2, 5, 8, 9)),
+    "circular padding, strided": (
+        lambda: nn.Conv2d(5, 7, 3, stride=2, padding=1, padding_mode="circular"),
+        (1, 5, 8, 9),
+    ),
+    "replicate padding, dilated": (
+        lambda: nn.Conv2d(5, 7, 3, dilation=(1, 2), padding=2, padding_mode="replicate"),
+        (1, 5, 8, 9),
+    ),
+    "two groups": (lambda: nn.Conv2d(8, 12, 3, padding=1, groups=2), (2, 8, 6, 6)),
+    "depthwise": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6), (2, 6, 6, 6)),
+    "depthwise with multiplier": (lambda: nn.Conv2d(4, 12, 3, groups=4), (2, 4, 6, 6)),
+    "pointwise": (lambda: nn.Conv2d(10, 14, 1), (2, 10, 5, 5)),
+    "pointwise, strided, grouped": (lambda: nn.Conv2d(10, 14, 1, stride=2, groups=2), (2, 10, 5, 5)),
+    "prime widths": (lambda: nn.Conv2d(7, 13, 3, padding=1), (1, 7, 6, 6)),
+    "one output channel": (lambda: nn.Conv2d(9, 1, 3), (1, 9, 6, 6)),
+    "one input channel": (lambda: nn.Conv2d(1, 9, 3), (1, 1, 6, 6)),
+    "kernel wider than tall": (lambda: nn.Conv2d(4, 6, (1, 7), padding=(0, 3)), (1, 4, 5, 9)),
+    "more outputs than a patch has values": (lambda: nn.Conv2d(2, 40, 3), (1, 2, 6, 6)),
+}
+
+
+class Case:
+    """One awkward layer in a model of its own, and the site that a method makes of it."""
+
+    def __init__(self, name: str, method: Method, dtype: torch.dtype = torch.float64) -> None:
+        self.name = name
+        make, shape = AWKWARD[name]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model = nn.Sequential(make()).to(dtype).eval()
+            self.input = torch.randn(shape, dtype=dtype)
+        self.method = method
+        self.graph: Graph = trace(self.model, Inputs((self.input,), {}))
+        self.sites: list[Site] = list(method.sites(self.graph))
+
+    @property
+    def dense(self) -> nn.Module:
+        """The layer."""
+        return self.model[0]
+
+    def new(self, rank: Rank) -> Factored:
+        """The layers that the method puts in its place."""
+        (site,) = self.sites
+        with torch.device("meta"):
+            new = self.method.skeleton(site, rank)
+        for factored in new:
+            factored.to_empty(device="cpu")
+        with torch.no_grad():
+            self.method.fill(site, rank, new)
+        return new[0].eval()
+
+    def ranks(self) -> list[Rank]:
+        """A few ranks of the curve, the first and the last among them."""
+        ranks = self.method.curve(self.sites[0]).ranks
+        picks = np.unique(np.linspace(0, len(ranks) - 1, 6).round().astype(int))
+        return [tuple(map(int, ranks[pick])) for pick in picks]
+
+
+def check_method(method: Method) -> None:
+    """Hold a method to its contract on every awkward layer that it serves.
+
+    Raises:
+        AssertionError: naming the check and the layer.
+    """
+    served = [case for name in AWKWARD if (case := Case(name, method)).sites]
+    assert served, f"{method} serves none of the layers that it could be checked on"
+    for case in served:
+        for check in CHECKS:
+            check(case)
+
+
+def full_rank_changes_nothing(case: Case) -> None:
+    """Full rank gives the dense layer's outputs, to 1e-9 in float64 and 1e-5 in float32."""
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        same = Case(case.name, case.method, dtype)
+        new = same.new(same.method.full_rank(same.sites[0]))
+        _close(new(same.input), same.dense(same.input), tolerance)
+
+
+def curve_falls_to_nothing(case: Case) -> None:
+    """Errors never rise with any entry of the rank, and end at nothing."""
+    curve = case.method.curve(case.sites[0])
+    assert curve.errors.min() >= 0
+    errors = {tuple(map(int, rank)): float(error) for rank, error in zip(curve.ranks, curve.errors, strict=True)}
+    for axis in range(curve.ranks.shape[1]):
+        for rank, error in errors.items():
+            values = sorted({r[axis] for r in errors})
+            higher = values[min(values.index(rank[axis]) + 1, len(values) - 1)]
+            above = errors.get((*rank[:axis], higher, *rank[axis + 1 :]))
+            assert above is None or above <= error, f"{rank}: the error rises from {error} to {above}"
+    full = case.method.full_rank(case.sites[0])
+    assert errors[full] <= 1e-20 * _energy(case), f"full rank {full} leaves {errors[full]}"
+
+
+def fill_is_no_worse_than_the_curve(case: Case) -> None:
+    """The squared error of the filled weight is at most what the curve says."""
+    curve = case.method.curve(case.sites[0])
+    for rank in case.ranks():
+        (row,) = np.flatnonzero((curve.ranks == rank).all(axis=1))
+        found = float((case.new(rank).weight - case.dense.weight).square().sum())  # type: ignore[operator]
+        assert found <= curve.errors[row] + 1e-12 * _energy(case), f"rank {rank}: {found} > {curve.errors[row]}"
+
+
+def factors_compute_their_weight(case: Case) -> None:
+    """At every rank, the factors give what a dense layer with their rebuilt weight gives."""
+    for rank in case.ranks():
+        new = case.new(rank)
+        weights = {"weight": new.weight} | ({} if new.bias is None else {"bias": new.bias})
+        _close(new(case.input), functional_call(case.dense, weights, (case.input,)), 1e-12)
+
+
+def price_is_the_skeletons(case: Case) -> None:
+    """The cost of each rank on the ladder is that of its skeleton, though few skeletons were run."""
+    candidate = Candidate(case.sites[0], case.method)
+    ranks = case.method.curve(case.sites[0]).ranks
+    costs = priced(candidate, case.graph, ranks)
+    for row in range(0, len(ranks), max(1, len(ranks) // 8)):
+        assert (costs[row] == priced(candidate, case.graph, ranks[row : row + 1])).all()
+        new = case.new(tuple(map(int, ranks[row])))
+        assert costs[row][0] == sum(p.numel() for p in new.parameters())
+
+
+def looks_like_the_layer(case: Case) -> None:
+    """Other code can read the layer's shape, and training reaches every factor."""
+    new = case.new(case.ranks()[0])
+    for name in ("in_features", "out_features", "in_channels", "out_channels", "stride", "kernel_size", "groups"):
+        assert getattr(new, name, None) == getattr(case.dense, name, None), name
+    assert new.weight.shape == case.dense.weight.shape
+    trained = copy.deepcopy(new).train()
+    trained(case.input).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.parameters())
+
+
+def skeleton_draws_no_random_numbers(case: Case) -> None:
+    """Making and filling a layer leaves the global random state alone."""
+    before = torch.get_rng_state()
+    case.new(case.ranks()[0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    full_rank_changes_nothing,
+    curve_falls_to_nothing,
+    fill_is_no_worse_than_the_curve,
+    factors_compute_their_weight,
+    price_is_the_skeletons,
+    looks_like_the_layer,
+    skeleton_draws_no_random_numbers,
+)
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    scale = float(expected.abs().max())
+    difference = float((found - expected).abs().max())
+    assert difference <= tolerance * max(scale, 1.0), f"differs by {difference:.3g} at a scale of {scale:.3g}"
+
+
+def _energy(case: Case) -> float:
+    return float(grouped(case.dense).square().sum())
