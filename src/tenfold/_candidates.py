@@ -16,13 +16,12 @@ from torch import nn
 from tenfold._cost import Cost, layer_cost, measure
 from tenfold._data import example_inputs
 from tenfold._errors import TenfoldError
-from tenfold._factored import grouped
 from tenfold._method import Curve, Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
 from tenfold._progress import track
 from tenfold._run import unwrapped
 from tenfold._trace import Graph, trace
-from tenfold.methods import DEFAULT
+from tenfold.methods import DEFAULT, find
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +98,27 @@ class Options:
         dense = sum(self.dense_costs[name] for name in candidate.site.layers)
         return priced(candidate, self.graph, ranks) - dense
 
+    def change_of(self, step: Step) -> NDArray[np.int64]:
+        """The cost of a step of a plan, less the cost of its dense layers."""
+        site = Site(step.layers, tuple(self.graph.layers[name].module for name in step.layers))
+        return self.change(Candidate(site, find(step.method)), np.array([step.rank]))[0]
+
     def left_dense(self, plan: Plan) -> dict[str, str]:
         """Every layer that the plan leaves dense, and why."""
         replaced = {name for step in plan.steps for name in step.layers}
-        return {name: self._reason(name) for name in self.graph.layers if name not in replaced}
+        return {
+            name: self.obstacle(name) or "the target is met best with this layer as it is"
+            for name in self.graph.layers
+            if name not in replaced
+        }
 
-    def _reason(self, name: str) -> str:
+    def obstacle(self, name: str) -> str | None:
+        """Why a layer must stay dense under any budget; None if it need not."""
         if name in self.unserved:
             return self.unserved[name]
         own = [ladder for ladder in self.ladders if name in ladder.candidate.site.layers]
         if any(len(ladder.cheaper().ranks) for ladder in own):
-            return "every smaller form costs more accuracy than the target needs"
+            return None
         least, _ = min((int(ladder.costs[i, 0]), i) for ladder in own for i in [ladder.costs[:, 0].argmin()])
         dense = int(self.dense_costs[name][0])
         return f"no rank is cheaper: the least takes {dense + least:,} parameters; dense takes {dense:,}"
@@ -144,7 +153,7 @@ def options(
     model, inputs = unwrapped(model), example_inputs(example)
     _refuse_bad_weights(model)
     graph = _frozen(trace(model, inputs), freeze)
-    candidates = tuple(Candidate(site, method) for method in methods for site in method.sites(graph))
+    candidates = _without_twins([Candidate(site, method) for method in methods for site in method.sites(graph)])
     served = {name for candidate in candidates for name in candidate.site.layers}
     unserved = {
         name: layer.reason or f"no chosen method serves {type(layer.module).__name__}"
@@ -168,8 +177,8 @@ def plan(
 
 def weighed(curve: Curve, site: Site) -> NDArray[np.float64]:
     """The errors that the global choice adds up over layers: squared error relative to the weight's own energy."""
-    energy = sum(float(grouped(module).square().sum()) for module in site.modules)
-    return curve.errors / max(energy, 1e-300)
+    norms = [torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64) for module in site.modules]
+    return curve.errors / max(sum(float(norm) ** 2 for norm in norms), 1e-300)
 
 
 def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -197,6 +206,20 @@ def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDAr
     found = costs.round().astype(np.int64)
     middle = len(ranks) // 2
     return found if (found[middle] == run(ranks[middle])).all() else np.array([run(rank) for rank in ranks])
+
+
+def _without_twins(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    # One matrix has one best low-rank fit: where the plain SVD serves a Linear or pointwise layer, the methods that
+    # come to the same there, with no fewer parameters, would only repeat its work.
+    plain: dict[tuple[str, ...], Candidate] = {}
+    for candidate in candidates:
+        if candidate.method.name == "svd" and candidate.site.modules[0].weight[0, 0].numel() == 1:
+            plain.setdefault(candidate.site.layers, candidate)
+    return tuple(
+        candidate
+        for candidate in candidates
+        if not candidate.method.twin_of_svd or plain.get(candidate.site.layers, candidate) is candidate
+    )
 
 
 def _frozen(graph: Graph, patterns: Iterable[str]) -> Graph:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tenfold._apply import apply
-from tenfold._candidates import Target, options
+from tenfold._candidates import Options, Target, options
 from tenfold._errors import TenfoldError
 from tenfold._method import Method
 from tenfold._plan import Plan
@@ -59,18 +59,37 @@ def compress(
     Raises:
         TenfoldError: for every input that cannot be served, before work starts where that can be known.
     """
-    if recover not in ("auto", "none"):
-        raise TenfoldError(f'recover is {recover!r}; use "auto" or "none".')
     if not isinstance(target, Target):
         raise TenfoldError(f"the target is {target!r}; give one such as Budget(params=0.5).")
-    if isinstance(calibration, Iterator):
-        raise TenfoldError("calibration is an iterator, which can be read only once; give a list or a DataLoader.")
+    _check(calibration, recover)
     found = options(model, example=example, methods=methods, freeze=freeze)
     plan = found.plan(target)
-    log.info("planned %d of %d layers", len(plan.steps), len(found.graph.layers))
+    return carry_out(model, plan, found, example=example, calibration=calibration, evaluate=evaluate, recover=recover)
+
+
+def carry_out(
+    model: nn.Module,
+    plan: Plan,
+    found: Options,
+    *,
+    example: Any,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    recover: str = "auto",
+) -> Result:
+    """The pipeline behind the plan: apply, recover, verify."""
+    _check(calibration, recover)
+    log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
     small = apply(model, plan)
     if calibration is not None and recover == "auto":
         small = reestimate_norms(small, calibration)
         log.info("batch norms re-estimated")
     report = verify(small, model, [example] if calibration is None else calibration, evaluate=evaluate)
     return Result(small, plan, report.model_copy(update={"left_dense": found.left_dense(plan)}))
+
+
+def _check(calibration: Iterable[Any] | None, recover: str) -> None:
+    if recover not in ("auto", "none"):
+        raise TenfoldError(f'recover is {recover!r}; use "auto" or "none".')
+    if isinstance(calibration, Iterator):
+        raise TenfoldError("calibration is an iterator, which can be read only once; give a list or a DataLoader.")

@@ -1,8 +1,9 @@
 """Cost: what a model or a layer takes, found by running it."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,16 @@ def measure(model: nn.Module, example: Any, *, latency: bool = False) -> Cost:
 
 def layer_cost(module: nn.Module, calls: Iterable[Call]) -> NDArray[np.int64]:
     """Parameters, multiply-adds and bytes of a layer for these calls, from a run on the meta device."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    parameters, buffers = [*module.parameters()], [*module.buffers()]
+    run: Callable[[Tensor], Any] = module
+    if not all(tensor.is_meta for tensor in [*parameters, *buffers]):
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        run = partial(functional_call, module, on_meta)
     with torch.no_grad(), counting_macs() as counter:
         for call in calls:
-            functional_call(module, on_meta, (torch.empty(call.shape, dtype=call.dtype, device="meta"),))
-    params, stored = stored_size([*module.parameters()], [*module.buffers()])
+            run(torch.empty(call.shape, dtype=call.dtype, device="meta"))
+    params, stored = stored_size(parameters, buffers)
     return np.array([params, counter.get_total_flops() // 2, stored])
 
 

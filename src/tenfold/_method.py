@@ -41,6 +41,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    twin_of_svd: ClassVar[bool] = False  # on Linear and pointwise layers no better than the plain SVD
     serves: ClassVar[tuple[type[nn.Module], ...]]  # exactly these types of layers, not their subclasses
 
     def sites(self, graph: Graph) -> Iterable[Site]:

@@ -34,14 +34,15 @@ def named(reference: str) -> Callable[..., Any]:
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute):
         raise TenfoldError(f'"{reference}" is not of the form package.module:callable.')
-    module = _imported(module_name, reference)
+    module = imported(module_name, reference)
     found = getattr(module, attribute, None)
     if not callable(found):
         raise TenfoldError(f"{module_name} has no callable {attribute}.")
     return found
 
 
-def _imported(module: str, reference: str) -> Any:
+def imported(module: str, reference: str) -> Any:
+    """Import a module that `reference` needs, or refuse it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -49,21 +50,21 @@ def _imported(module: str, reference: str) -> Any:
 
 
 def _timm(name: str) -> Any:
-    timm = _imported("timm", f"timm:{name}")
+    timm = imported("timm", f"timm:{name}")
     if not timm.is_model(name):
         raise TenfoldError(f'timm has no model "{name}"; timm.list_models() lists them.')
     return timm.create_model(name, pretrained=False)
 
 
 def _torchvision(name: str) -> Any:
-    models = _imported("torchvision.models", f"torchvision:{name}")
+    models = imported("torchvision.models", f"torchvision:{name}")
     if name not in models.list_models():
         raise TenfoldError(f'torchvision has no model "{name}"; torchvision.models.list_models() lists them.')
     return models.get_model(name, weights=None)
 
 
 def _transformers(config: str) -> Any:
-    transformers = _imported("transformers", f"transformers:{config}")
+    transformers = imported("transformers", f"transformers:{config}")
     try:
         settings = transformers.AutoConfig.from_pretrained(config, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -28,6 +28,7 @@ class SVD(Method):
     """
 
     name: ClassVar[str] = "svd"
+    twin_of_svd: ClassVar[bool] = True
     serves: ClassVar[tuple[type[nn.Module], ...]] = DENSE_TYPES
     side: Literal["output", "input"] = "output"
 

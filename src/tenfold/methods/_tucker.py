@@ -25,6 +25,7 @@ class Tucker(Method):
     """
 
     name: ClassVar[str] = "tucker"
+    twin_of_svd: ClassVar[bool] = True
     serves: ClassVar[tuple[type[nn.Module], ...]] = DENSE_TYPES
 
     def unfoldings(self, site: Site) -> tuple[Tensor, ...]:

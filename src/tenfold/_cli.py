@@ -1,0 +1,396 @@
+"""The command line: `tenfold demo | inspect | plan | compress | verify`."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from tenfold import _tables
+from tenfold._batches import IMAGENET, read_batches
+from tenfold._candidates import Options, Target, options
+from tenfold._compress import carry_out
+from tenfold._data import example_inputs
+from tenfold._demo import run_demo
+from tenfold._errors import TenfoldError
+from tenfold._method import Method
+from tenfold._plan import Plan
+from tenfold._progress import listening
+from tenfold._sources import build_model, named
+from tenfold._store import load, load_plan, new_file, read_weights, refuse_taken
+from tenfold._targets import Budget, Energy
+from tenfold._verify import verify
+from tenfold._version import __version__
+from tenfold.methods import SVD, Tucker
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+METHODS: dict[str, tuple[Method, ...]] = {"svd": (SVD("output"), SVD("input")), "tucker": (Tucker(),)}
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="package.module:callable, timm:NAME, torchvision:NAME or transformers:CONFIG.", metavar="MODEL"
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(help=".safetensors, or .pt with a plain state dict.", metavar="FILE")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(help="Shape of the input: 1,3,32,32, or NAME:DTYPE:1,128, once for each.", metavar="SHAPE"),
+]
+Example = Annotated[str | None, typer.Option(help="module:fn that returns an example input.", metavar="FN")]
+Methods = Annotated[str, typer.Option(help=f"Which compete: {','.join(METHODS)}.", metavar="NAMES")]
+Freeze = Annotated[
+    list[str] | None, typer.Option(help="Layers to leave dense: head or 'blocks.0.*'.", metavar="PATTERN")
+]
+Params = Annotated[
+    str | None, typer.Option(help="At most so many parameters: 0.5, 50%, 250000, 1.2M.", metavar="LIMIT")
+]
+Macs = Annotated[str | None, typer.Option(help="At most so many multiply-adds, likewise.", metavar="LIMIT")]
+Bytes = Annotated[str | None, typer.Option("--bytes", help="At most so many bytes, likewise.", metavar="LIMIT")]
+Kept = Annotated[float | None, typer.Option(help="Keep this share of each weight's energy instead.", metavar="SHARE")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Training data: parquet:FILES, imagefolder:DIR or module:callable.", metavar="DATA"),
+]
+Calibration = Annotated[int, typer.Option(help="How many examples of the data to use.", metavar="N")]
+Mean = Annotated[str, typer.Option(help="Mean of each channel, taken off images in [0, 1].", metavar="NUMBERS")]
+Std = Annotated[str, typer.Option(help="Standard deviation of each channel.", metavar="NUMBERS")]
+Evaluate = Annotated[
+    str | None, typer.Option(help="module:fn with fn(model) -> number, higher is better.", metavar="FN")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", metavar="DEVICE")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+_MEAN, _STD = (",".join(map(str, values)) for values in IMAGENET)
+
+
+def main() -> None:
+    """Run the command line; a refusal is one line on standard error and exit status 1."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        with _progress_bars():
+            app(prog_name="tenfold")
+    except TenfoldError as error:
+        err.print(f"tenfold: {error}", soft_wrap=True, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("tenfold: interrupted; nothing was written.")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    """Make trained PyTorch networks several times smaller, and keep their accuracy."""
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="The folder to leave behind.", metavar="FOLDER")] = Path(
+        "digits"
+    ),
+) -> None:
+    """Train a small network on handwritten digits and compress it tenfold.
+
+    tenfold demo
+    """
+    run_demo(folder, out)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    weights: Weights = None,
+    input: Input = None,
+    example: Example = None,
+    methods: Methods = ",".join(METHODS),
+    freeze: Freeze = None,
+    as_json: Json = False,
+) -> None:
+    """Show every layer, what each method could save, and what would stay dense.
+
+    tenfold inspect torchvision:resnet18 --input 1,3,224,224
+    """
+    found = _options(_model(model, weights), _example(input, example), methods, freeze)
+    rows = _tables.inspected(found)
+    if as_json:
+        return _print_json(rows)
+    out.print(_tables.inspect_table(rows))
+    out.print(f"\nIn all {found.dense.params:,} parameters, {found.dense.macs:,} multiply-adds.", soft_wrap=True)
+    out.print(f"A method's column: the share of the layer's parameters left at {_tables.KEPT:.0%} of its energy.")
+    _print_reasons({row["layer"]: row["stays_dense_because"] for row in rows if row["stays_dense_because"]})
+
+
+@app.command()
+def plan(
+    model: Model,
+    weights: Weights = None,
+    input: Input = None,
+    example: Example = None,
+    params: Params = None,
+    macs: Macs = None,
+    bytes_: Bytes = None,
+    energy: Kept = None,
+    methods: Methods = ",".join(METHODS),
+    freeze: Freeze = None,
+    file: Annotated[Path | None, typer.Option("--out", help="Write the plan here.", metavar="FILE")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose methods and ranks, to read and edit before compressing.
+
+    tenfold plan nets:make_net --weights w.pt --input 1,3,32,32 --params 0.5 --out plan.json
+    """
+    target = _target(params, macs, bytes_, energy)
+    found = _options(_model(model, weights), _example(input, example), methods, freeze)
+    chosen = found.plan(target).model_copy(update={"reference": model})
+    if file:
+        new_file(file, chosen.dumps())
+    if as_json:
+        return print(chosen.dumps())  # noqa: T201
+    _print_plan(found, chosen)
+
+
+@app.command()
+def compress(
+    model: Model,
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write.", metavar="FOLDER")],
+    weights: Weights = None,
+    input: Input = None,
+    example: Example = None,
+    params: Params = None,
+    macs: Macs = None,
+    bytes_: Bytes = None,
+    energy: Kept = None,
+    plan_file: Annotated[Path | None, typer.Option("--plan", help="Carry out this plan.", metavar="FILE")] = None,
+    methods: Methods = ",".join(METHODS),
+    freeze: Freeze = None,
+    data: Data = None,
+    calibration: Calibration = 1024,
+    mean: Mean = _MEAN,
+    std: Std = _STD,
+    evaluate: Evaluate = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Make a network smaller and leave it in a folder.
+
+    tenfold compress nets:make_net --weights w.pt --input 1,3,32,32 --params 0.5 --out small
+    """
+    refuse_taken(folder)
+    target = None if plan_file else _target(params, macs, bytes_, energy)
+    chosen = load_plan(plan_file) if plan_file else None
+    score = named(evaluate) if evaluate else None
+    net, inputs = _model(model, weights).to(_device(device)), _example(input, example)
+    batches = _batches(data, calibration, inputs, mean, std)
+    found = _options(net, inputs, methods, freeze)
+    if chosen is None:
+        assert target is not None
+        chosen = found.plan(target)
+    chosen = chosen.model_copy(update={"reference": model})
+    result = carry_out(net, chosen, found, example=inputs, calibration=batches, evaluate=score)
+    result.save(folder)
+    if as_json:
+        return print(result.report.dumps())  # noqa: T201
+    _print_plan(found, result.plan)
+    out.print()
+    out.print(_tables.report_table(result.report))
+    out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json.", soft_wrap=True)
+    return None
+
+
+@app.command(name="verify")
+def verify_folder(
+    folder: Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", metavar="FOLDER")],
+    weights: Annotated[Path, typer.Option(help="The dense weights.", metavar="FILE")],
+    model: Annotated[
+        str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")
+    ] = None,
+    input: Input = None,
+    example: Example = None,
+    data: Data = None,
+    calibration: Calibration = 1024,
+    mean: Mean = _MEAN,
+    std: Std = _STD,
+    evaluate: Evaluate = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a compressed network with its dense one: cost, drift, metric.
+
+    tenfold verify small --weights w.pt --input 1,3,32,32
+    """
+    reference = model or load_plan(folder / "plan.json").reference
+    if reference is None:
+        raise TenfoldError(f"{folder} does not say how to build the network; give it with --model.")
+    score = named(evaluate) if evaluate else None
+    dense, inputs = _model(reference, weights), _example(input, example)
+    batches = _batches(data, calibration, inputs, mean, std) or [inputs]
+    report = verify(load(folder, dense), dense, batches, evaluate=score)
+    if as_json:
+        return print(report.dumps())  # noqa: T201
+    out.print(_tables.report_table(report))
+
+
+def amount(text: str) -> float | int:
+    """Read a limit: `0.5` and `50%` are shares, `250000` and `1.2M` absolute; a bare `1` could be either.
+
+    Raises:
+        TenfoldError: if it is neither.
+    """
+    digits, suffix = (text[:-1], text[-1]) if text[-1:] in tuple("%KMGkmg") else (text, "")
+    try:
+        number = float(digits)
+    except ValueError:
+        raise TenfoldError(
+            f'"{text}" is no limit; write 0.5 or 50% for a share, 250000 or 1.2M for a number.'
+        ) from None
+    if text == "1":
+        raise TenfoldError('"1" could be a share or a number; write 100% for all of the dense model.')
+    if suffix == "%":
+        return number / 100
+    if suffix:
+        return round(number * {"k": 1e3, "m": 1e6, "g": 1e9}[suffix.lower()])
+    return number if "." in text else int(number)
+
+
+def _target(params: str | None, macs: str | None, stored: str | None, energy: float | None) -> Target:
+    limits = {"params": params, "macs": macs, "bytes": stored}
+    given = {name: amount(text) for name, text in limits.items() if text is not None}
+    if bool(given) == (energy is not None):
+        raise TenfoldError("give a target: one or more of --params, --macs and --bytes, or --energy alone.")
+    return Energy(energy) if energy is not None else Budget(**given)
+
+
+def _model(reference: str, weights: Path | None) -> nn.Module:
+    model = build_model(reference).eval()
+    if weights is None:
+        err.print("tenfold: no --weights given; the network keeps the weights that its code gives it.")
+        return model
+    state = read_weights(weights)
+    own = model.state_dict()
+    missing, unknown = [n for n in own if n not in state], [n for n in state if n not in own]
+    misfits = [n for n in own if n in state and own[n].shape != state[n].shape]
+    for names, what in ((missing, "lacks"), (unknown, "holds unknown"), (misfits, "has another shape for")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise TenfoldError(f"{weights} {what} {names[0]}{more}: it does not belong to {reference}.")
+    model.load_state_dict(state)
+    return model
+
+
+def _example(inputs: Sequence[str] | None, example: str | None) -> Any:
+    if bool(inputs) == (example is not None):
+        raise TenfoldError("give the input's shape: --input 1,3,32,32, or --example module:fn.")
+    if example:
+        return named(example)()
+    assert inputs is not None
+    pieces = [text.split(":") for text in inputs]
+    if len(pieces) == 1 and len(pieces[0]) == 1:
+        return _tensor(pieces[0][0], "float32")
+    if any(len(piece) != 3 for piece in pieces):
+        raise TenfoldError("several inputs need names and types: --input input_ids:int64:1,128.")
+    return {name: _tensor(shape, dtype) for name, dtype, shape in pieces}
+
+
+def _tensor(shape: str, dtype_name: str) -> torch.Tensor:
+    dtype = getattr(torch, dtype_name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise TenfoldError(f'"{dtype_name}" is no dtype of torch, such as float32 or int64.')
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        raise TenfoldError(f'"{shape}" is no shape; write whole numbers with commas: 1,3,32,32.') from None
+    if not dtype.is_floating_point:
+        return torch.ones(sizes, dtype=dtype)  # valid as token, as mask and as position
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _batches(data: str | None, count: int, inputs: Any, mean: str, std: str) -> list[Any] | None:
+    if data is None:
+        return None
+    tensors = [value for value in example_inputs(inputs).args if isinstance(value, torch.Tensor)]
+    shape = tuple(tensors[0].shape[1:]) if tensors else None
+    return read_batches(data, count, shape, _numbers(mean), _numbers(std))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise TenfoldError(f'"{text}" is no list of numbers; write 0.5,0.5,0.5.') from None
+
+
+def _options(model: nn.Module, example: Any, methods: str, freeze: Sequence[str] | None) -> Options:
+    unknown = [name for name in methods.split(",") if name not in METHODS]
+    if unknown:
+        raise TenfoldError(f'there is no method "{unknown[0]}"; known are {", ".join(METHODS)}.')
+    chosen = [method for name in methods.split(",") for method in METHODS[name]]
+    return options(model, example=example, methods=chosen, freeze=freeze or ())
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TenfoldError(f'"{name}" is no device; use cpu, cuda or cuda:0.') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TenfoldError("there is no CUDA device here; use --device cpu.")
+    return device
+
+
+def _print_plan(found: Options, chosen: Plan) -> None:
+    rows = _tables.planned(found, chosen)
+    out.print(_tables.plan_table(rows))
+    out.print(f"\n{_tables.saved(found, rows)}", soft_wrap=True)
+    _print_reasons(found.left_dense(chosen))
+
+
+def _print_reasons(reasons: dict[str, str]) -> None:
+    if reasons:
+        out.print()
+        out.print(_tables.reasons_table(reasons))
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2))  # noqa: T201
+
+
+@contextmanager
+def _progress_bars(patience_s: float = 2.0) -> Iterator[None]:
+    """Bars for what takes longer than two seconds, on a terminal only, and gone when done."""
+    if not err.is_terminal:
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bars, listening(_late(bars, patience_s)):
+        yield
+
+
+def _late(bars: Progress, patience_s: float) -> Callable[[str, int, int | None], None]:
+    started: dict[str, float] = {}
+    tasks: dict[str, TaskID] = {}
+
+    def listener(what: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if done == 0:
+            started[what] = now
+        if what not in tasks and now - started[what] > patience_s:
+            tasks[what] = bars.add_task(what, total=total)
+        if what in tasks:
+            bars.update(tasks[what], completed=done, total=total)
+            if done == total:
+                bars.remove_task(tasks.pop(what))
+
+    return listener

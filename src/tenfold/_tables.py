@@ -1,0 +1,161 @@
+"""Tables for the terminal, 80 columns wide."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from tenfold._candidates import Options
+from tenfold._plan import Plan, Step
+from tenfold._verify import Report
+
+KEPT = 0.9  # the share of a weight's energy at which `inspect` shows what each method could save
+
+
+def inspected(options: Options) -> list[dict[str, Any]]:
+    """Every layer: its cost, its share of the parameters, and what each method makes of it at 90% of its energy."""
+    rows = []
+    for name, layer in options.graph.layers.items():
+        params, macs, _ = (int(cost) for cost in options.dense_costs[name])
+        saves = {}
+        for ladder in options.ladders:
+            if name not in ladder.candidate.site.layers:
+                continue
+            enough = ladder.errors <= 1 - KEPT
+            left = params + int(ladder.costs[enough, 0].min())
+            label = _label(ladder.candidate.step((1,)))
+            saves[label] = min(left / params, saves.get(label, np.inf))
+        rows.append(
+            {
+                "layer": name,
+                "type": type(layer.module).__name__,
+                "shape": _weight_shape(layer.module),
+                "params": params,
+                "macs": macs,
+                "share": params / options.dense.params,
+                "left_at_90_percent_energy": saves,
+                "stays_dense_because": options.obstacle(name),
+            }
+        )
+    return rows
+
+
+def inspect_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows of `inspected`; the methods' columns show the share of the layer's parameters that would be left."""
+    methods = list(dict.fromkeys(method for row in rows for method in row["left_at_90_percent_energy"]))
+    table = _table("layer", "shape", "params", "multiply-adds", "of all", *methods)
+    for row in rows:
+        saves = row["left_at_90_percent_energy"]
+        table.add_row(
+            row["layer"],
+            "x".join(map(str, row["shape"])),
+            short(row["params"]),
+            short(row["macs"]),
+            f"{row['share']:.1%}",
+            *(f"{saves[method]:.0%}" if method in saves else "" for method in methods),
+        )
+    return table
+
+
+def planned(options: Options, plan: Plan) -> list[dict[str, Any]]:
+    """Every step with what it does to the cost."""
+    rows = []
+    for step in plan.steps:
+        dense = sum(options.dense_costs[name] for name in step.layers)
+        change = options.change_of(step)
+        rows.append(
+            {
+                "layers": list(step.layers),
+                "method": _label(step),
+                "rank": list(step.rank),
+                "params": [int(dense[0]), int(dense[0] + change[0])],
+                "macs": [int(dense[1]), int(dense[1] + change[1])],
+            }
+        )
+    return rows
+
+
+def plan_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows of `planned`."""
+    table = _table("layer", "method", "rank", "params", "multiply-adds")
+    for row in rows:
+        table.add_row(
+            ", ".join(row["layers"]),
+            row["method"],
+            "x".join(map(str, row["rank"])),
+            " -> ".join(map(short, row["params"])),
+            " -> ".join(map(short, row["macs"])),
+        )
+    return table
+
+
+def saved(options: Options, rows: list[dict[str, Any]]) -> str:
+    """One line: what the plan leaves of the whole model."""
+    changes = {name: sum(row[name][1] - row[name][0] for row in rows) for name in ("params", "macs")}
+    params, macs = options.dense.params + changes["params"], options.dense.macs + changes["macs"]
+    return (
+        f"{len(rows)} of {len(options.graph.layers)} layers: {params:,} of {options.dense.params:,} parameters "
+        f"({params / options.dense.params:.1%}), {macs:,} of {options.dense.macs:,} multiply-adds "
+        f"({macs / max(options.dense.macs, 1):.1%})."
+    )
+
+
+def reasons_table(reasons: Mapping[str, str]) -> Table:
+    """Layers that stay dense, gathered by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for layer, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(layer)
+    table = _table("stays dense", "because", numbers=False)
+    for reason, layers in by_reason.items():
+        shown = ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
+        table.add_row(shown, reason)
+    return table
+
+
+def report_table(report: Report, metric: str = "metric") -> Table:
+    """Before and after."""
+    table = _table("", "dense", "small", "small / dense")
+    dense, small = report.dense, report.small
+    for name, unit in (
+        ("params", "parameters"),
+        ("macs", "multiply-adds"),
+        ("bytes", "bytes"),
+        ("activation_bytes", "peak activation bytes"),
+    ):
+        before, after = getattr(dense, name), getattr(small, name)
+        table.add_row(unit, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.3f}")
+    if dense.milliseconds and small.milliseconds:
+        ratio = small.milliseconds / dense.milliseconds
+        table.add_row("milliseconds", f"{dense.milliseconds:.2f}", f"{small.milliseconds:.2f}", f"{ratio:.3f}")
+    if report.metric:
+        change = report.metric.small - report.metric.dense
+        table.add_row(metric, f"{report.metric.dense:.4f}", f"{report.metric.small:.4f}", f"{change:+.4f}")
+    table.add_row("relative drift of the outputs", "", f"{report.drift.relative:.4f}", "")
+    return table
+
+
+def short(number: int) -> str:
+    """A number in four characters or so: `36.9K`."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{suffix}"
+    return str(number)
+
+
+def _label(step: Step) -> str:
+    fields = "/".join(str(value) for value in step.method.fields.values())
+    return f"{step.method.name} {fields}".strip()
+
+
+def _weight_shape(module: Any) -> list[int]:
+    shapes = [list(p.shape) for p in module._parameters.values() if p is not None and p.dim() >= 2]
+    return shapes[0]
+
+
+def _table(*columns: str, numbers: bool = True) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        right = numbers and index > 0
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table
