@@ -72,6 +72,7 @@ Evaluate = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", metavar="DEVICE")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
+_ALL = ",".join(METHODS)
 _MEAN, _STD = (",".join(map(str, values)) for values in IMAGENET)
 
 
@@ -116,7 +117,7 @@ def inspect(
     weights: Weights = None,
     input: Input = None,
     example: Example = None,
-    methods: Methods = ",".join(METHODS),
+    methods: Methods = _ALL,
     freeze: Freeze = None,
     as_json: Json = False,
 ) -> None:
@@ -127,7 +128,8 @@ def inspect(
     found = _options(_model(model, weights), _example(input, example), methods, freeze)
     rows = _tables.inspected(found)
     if as_json:
-        return _print_json(rows)
+        _print_json(json.dumps(rows, indent=2))
+        return
     out.print(_tables.inspect_table(rows))
     out.print(f"\nIn all {found.dense.params:,} parameters, {found.dense.macs:,} multiply-adds.", soft_wrap=True)
     out.print(f"A method's column: the share of the layer's parameters left at {_tables.KEPT:.0%} of its energy.")
@@ -144,7 +146,7 @@ def plan(
     macs: Macs = None,
     bytes_: Bytes = None,
     energy: Kept = None,
-    methods: Methods = ",".join(METHODS),
+    methods: Methods = _ALL,
     freeze: Freeze = None,
     file: Annotated[Path | None, typer.Option("--out", help="Write the plan here.", metavar="FILE")] = None,
     as_json: Json = False,
@@ -159,8 +161,9 @@ def plan(
     if file:
         new_file(file, chosen.dumps())
     if as_json:
-        return print(chosen.dumps())  # noqa: T201
-    _print_plan(found, chosen)
+        _print_json(chosen.dumps())
+    else:
+        _print_plan(found, chosen)
 
 
 @app.command()
@@ -175,7 +178,7 @@ def compress(
     bytes_: Bytes = None,
     energy: Kept = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Carry out this plan.", metavar="FILE")] = None,
-    methods: Methods = ",".join(METHODS),
+    methods: Methods = _ALL,
     freeze: Freeze = None,
     data: Data = None,
     calibration: Calibration = 1024,
@@ -203,12 +206,12 @@ def compress(
     result = carry_out(net, chosen, found, example=inputs, calibration=batches, evaluate=score)
     result.save(folder)
     if as_json:
-        return print(result.report.dumps())  # noqa: T201
+        _print_json(result.report.dumps())
+        return
     _print_plan(found, result.plan)
     out.print()
     out.print(_tables.report_table(result.report))
     out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json.", soft_wrap=True)
-    return None
 
 
 @app.command(name="verify")
@@ -239,8 +242,9 @@ def verify_folder(
     batches = _batches(data, calibration, inputs, mean, std) or [inputs]
     report = verify(load(folder, dense), dense, batches, evaluate=score)
     if as_json:
-        return print(report.dumps())  # noqa: T201
-    out.print(_tables.report_table(report))
+        _print_json(report.dumps())
+    else:
+        out.print(_tables.report_table(report))
 
 
 def amount(text: str) -> float | int:
@@ -363,8 +367,8 @@ def _print_reasons(reasons: dict[str, str]) -> None:
         out.print(_tables.reasons_table(reasons))
 
 
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))  # noqa: T201
+def _print_json(text: str) -> None:
+    print(text.rstrip())  # noqa: T201  rich would wrap it
 
 
 @contextmanager

@@ -18,7 +18,7 @@ def inspected(options: Options) -> list[dict[str, Any]]:
     rows = []
     for name, layer in options.graph.layers.items():
         params, macs, _ = (int(cost) for cost in options.dense_costs[name])
-        saves = {}
+        saves: dict[str, float] = {}
         for ladder in options.ladders:
             if name not in ladder.candidate.site.layers:
                 continue
@@ -62,7 +62,7 @@ def planned(options: Options, plan: Plan) -> list[dict[str, Any]]:
     """Every step with what it does to the cost."""
     rows = []
     for step in plan.steps:
-        dense = sum(options.dense_costs[name] for name in step.layers)
+        dense = np.sum([options.dense_costs[name] for name in step.layers], axis=0)
         change = options.change_of(step)
         rows.append(
             {
