@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tenfold._allocate import Option, UnreachableError, allocate, worthwhile
 from tenfold._candidates import Candidate, Ladder, Options, Target
@@ -56,19 +55,18 @@ class Budget(Target):
         spacing = np.array([limit * 1e-3 for limit in limits.values()])
         names = sorted({name for ladder in ladders for name in ladder.candidate.site.layers})
         choices = [Option(frozenset([name]), (0,) * len(columns), 0.0) for name in names]
-        steps: list[Step | None] = [None] * len(choices)
-        for layers, group in _by_layers(ladders).items():
-            costs, errors, origin = _joined(group, columns)
-            for index in worthwhile(costs, errors, spacing) if len(errors) else ():
-                ladder, position = origin[index]
+        origins: list[tuple[_Pool, int] | None] = [None] * len(choices)
+        for pool in _pooled(ladders):
+            costs = pool.costs[:, columns]
+            for index in worthwhile(costs.astype(np.float64), pool.errors, spacing):
                 change = tuple(int(cost) for cost in costs[index])
-                choices.append(Option(frozenset(layers), change, float(errors[index])))
-                steps.append(ladder.step(position))
+                choices.append(Option(frozenset(pool.layers), change, float(pool.errors[index])))
+                origins.append((pool, index))
         try:
             picks = allocate(choices, room) if choices else _nothing(room)
         except UnreachableError as error:
             raise TenfoldError(_unreachable(limits, dense, error.least)) from None
-        return [step for pick in picks if (step := steps[pick]) is not None]
+        return [origin[0].step(origin[1]) for pick in picks if (origin := origins[pick]) is not None]
 
 
 @dataclass(frozen=True)
@@ -134,13 +132,12 @@ class Energy(Target):
 
     def steps(self, options: Options) -> list[Step]:
         chosen = []
-        for group in _by_layers([ladder.cheaper() for ladder in options.ladders]).values():
-            costs, errors, origin = _joined(group, range(len(LIMITED)))
+        for pool in _pooled(ladder.cheaper() for ladder in options.ladders):
             # Rounding in the sum of a spectrum must not cost a rank: 1e-12 of the energy is below any weight's.
-            enough = np.flatnonzero(errors <= 1 - self.kept + 1e-12)
+            enough = np.flatnonzero(pool.errors <= 1 - self.kept + 1e-12)
             if len(enough):
-                ladder, position = origin[enough[np.lexsort(costs[enough].T[::-1])[0]]]
-                chosen.append(ladder.step(position))
+                cheapest = np.lexsort(pool.costs[enough].T[::-1])[0]
+                chosen.append(pool.step(int(enough[cheapest])))
         return chosen
 
 
@@ -181,20 +178,27 @@ def _cheapest_of_each_site(
     return [step for _, step in best.values()]
 
 
-def _by_layers(ladders: Iterable[Ladder]) -> dict[tuple[str, ...], list[Ladder]]:
+class _Pool:
+    """The options of all ladders for the same layers, in one table."""
+
+    def __init__(self, ladders: Sequence[Ladder]) -> None:
+        self.layers = ladders[0].candidate.site.layers
+        self.costs = np.concatenate([ladder.costs for ladder in ladders])
+        self.errors = np.concatenate([ladder.errors for ladder in ladders])
+        self._ladders = ladders
+        self._starts = np.cumsum([0] + [len(ladder.errors) for ladder in ladders])
+
+    def step(self, index: int) -> Step:
+        """One option, as a step of a plan."""
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._ladders[which].step(index - int(self._starts[which]))
+
+
+def _pooled(ladders: Iterable[Ladder]) -> list[_Pool]:
     groups: dict[tuple[str, ...], list[Ladder]] = {}
     for ladder in ladders:
         groups.setdefault(ladder.candidate.site.layers, []).append(ladder)
-    return groups
-
-
-def _joined(
-    ladders: Sequence[Ladder], columns: Iterable[int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], list[tuple[Ladder, int]]]:
-    """The options of several ladders in one table: costs, errors, and where each came from."""
-    costs = np.concatenate([ladder.costs[:, list(columns)] for ladder in ladders]).astype(np.float64)
-    errors = np.concatenate([ladder.errors for ladder in ladders])
-    return costs, errors, [(ladder, position) for ladder in ladders for position in range(len(ladder.errors))]
+    return [pool for group in groups.values() if len((pool := _Pool(group)).errors)]
 
 
 def _nothing(room: Sequence[int]) -> list[int]:
