@@ -21,17 +21,17 @@ DEVIATION = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images of one size with their labels. Bytes, because a whole training split then fits in memory four times over."""
+    """Images of one size with their labels. Bytes take a quarter of the memory of the floats made from them."""
 
-    pixels_NCHW: Tensor  # uint8
-    labels_N: Tensor  # int64
+    pixels: Tensor  # NCHW, uint8
+    labels: Tensor  # N, int64
 
     def __len__(self) -> int:
-        return len(self.labels_N)
+        return len(self.labels)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised inputs and labels, in order; the last batch may be smaller."""
-        for pixels, labels in zip(self.pixels_NCHW.split(size), self.labels_N.split(size), strict=True):
+        for pixels, labels in zip(self.pixels.split(size), self.labels.split(size), strict=True):
             yield normalised(pixels), labels
 
 

@@ -48,7 +48,7 @@ def allocate(options: Sequence[Option], limits: Sequence[int]) -> list[int]:
 
     bounds = np.array(limits, np.float64)
     while (picks := _least_error(covers, costs, errors, bounds)) is not None:
-        # The solver's tolerance lets a row exceed its bound by about 1e-10 of it, which can be a whole unit.
+        # The solver's tolerance lets a row exceed its bound by 1e-12 of it: a whole unit, for costs of 1e12.
         excess = np.maximum(np.array(totals(picks)) - np.array(limits), 0)
         if not excess.any():
             return picks
@@ -85,7 +85,7 @@ def _least_error(covers: Floats, costs: Floats, errors: Floats, limits: Floats) 
     An option whose reduced cost in the linear relaxation exceeds the gap between the relaxation and a known choice
     cannot be part of a better one (Balas & Zemel 1980). Thousands of options so become a few hundred.
     """
-    scale = 1e4 / np.maximum(np.abs(limits), 1)  # puts the solver's tolerance far below one unit of cost
+    scale = 1e6 / np.maximum(np.abs(limits), 1)  # the solver's tolerance of 1e-6 is then 1e-12 of a limit
     costs, bounds = costs * scale, limits * scale
     relaxed = _solve(errors, covers, costs, bounds, integer=False)
     if not _feasible(relaxed):

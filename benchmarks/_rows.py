@@ -1,0 +1,101 @@
+"""Rows of results: read, added one at a time, shown as a table."""
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Row(BaseModel):
+    """One network, compressed in one way. The command makes exactly this row, so it is also the row's identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    net: str
+    data: str
+    split: str
+    method: str
+    trained: bool  # whether the small network was trained after compression
+    quick: bool  # on a part of the split, for a look; never published
+    dense_accuracy: float  # percent
+    control_accuracy: float | None  # percent, of the dense network trained as long as the small one
+    accuracy: float  # percent, of the small network
+    interval: tuple[float, float]  # 95 % interval of accuracy less dense_accuracy, in points
+    params_ratio: float  # this and the next two: small / dense
+    macs_ratio: float
+    latency_ratio: float
+    seed: int
+    device: str
+    seconds: float  # that making and judging the row took
+    version: str  # of tenfold
+    command: str
+
+    @property
+    def asked(self) -> float:
+        """The share of parameters that was asked for, read from the command."""
+        words = shlex.split(self.command)
+        return float(words[words.index("--params") + 1])
+
+    def line(self) -> str:
+        """The row in one line, for the terminal."""
+        low, high = self.interval
+        return (
+            f"{self.net} {self.method} {100 * self.asked:g} %: {self.accuracy:.2f} % (dense {self.dense_accuracy:.2f}, "
+            f"change {low:+.2f} to {high:+.2f}), parameters x{self.params_ratio:.3f}, "
+            f"multiply-adds x{self.macs_ratio:.3f}, latency x{self.latency_ratio:.2f}, {self.seconds:.1f} s"
+        )
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of a file; none if there is no file yet."""
+    return [Row.model_validate(row) for row in json.loads(path.read_text())] if path.exists() else []
+
+
+def add(path: Path, row: Row) -> None:
+    """Add a row to a file. It is read again first, so that two benchmarks may write to it in turn."""
+    rows = [known.model_dump(mode="json") for known in [*read(path), row]]
+    replace_text(path, json.dumps(rows, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: whoever is killed meanwhile leaves the old one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A Markdown table for each network and device, the mildest compression first."""
+
+    def place(row: Row) -> tuple[str, str, str]:
+        return row.net, row.data, row.device
+
+    ordered = sorted(rows, key=lambda row: (*place(row), -row.asked, row.method))
+    return "\n".join(_table(list(group)) for _, group in groupby(ordered, place))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    head = (
+        f"## {first.net}, {first.data}, {first.split} split",
+        "",
+        f"Dense: {first.dense_accuracy:.2f} %. Measured on {first.device}.",
+        "",
+        "| asked | method | parameters | multiply-adds | latency | accuracy, % | change, points (95 % interval) |",
+        "|--:|---|--:|--:|--:|--:|--:|",
+    )
+    return "\n".join([*head, *map(_cells, rows)]) + "\n"
+
+
+def _cells(row: Row) -> str:
+    change, (low, high) = row.accuracy - row.dense_accuracy, row.interval
+    return (
+        f"| {100 * row.asked:g} % | {row.method} "
+        f"| {row.params_ratio:.3f} | {row.macs_ratio:.3f} | {row.latency_ratio:.2f} "
+        f"| {row.accuracy:.2f} | {change:+.2f} ({low:+.2f} to {high:+.2f}) |"
+    )
