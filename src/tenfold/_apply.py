@@ -45,7 +45,7 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever `old` stands in `model`."""
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children would name a child only once
             if child is old:
                 setattr(parent, name, new)
 
@@ -58,7 +58,8 @@ def _take(model: nn.Module, step: Step, *, fill: bool) -> None:
             raise TenfoldError(f'the plan\'s step for "{name}": {method.name} does not serve {type(module).__name__}.')
     full = method.full_rank(site)
     if len(step.rank) != len(full) or step.rank != (useful := method.clamped(site, step.rank)):
-        most = f"{len(full)} entries" if len(step.rank) != len(full) else f"{_text(useful)} at most there"
+        entries = f"{len(full)} {'entry' if len(full) == 1 else 'entries'}"
+        most = entries if len(step.rank) != len(full) else f"{_text(useful)} at most there"
         raise TenfoldError(
             f'the plan\'s step for "{step.layers[0]}" has rank {_text(step.rank)}; {method.name} takes {most}.'
         )

@@ -36,10 +36,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
             raise TenfoldError(f"{name} has no shape yet (a lazy module); run the model once first.")
     if any(map(parametrize.is_parametrized, model.modules())):
         model = copy.deepcopy(model)
-        for module in model.modules():
-            for name in list(getattr(module, "parametrizations", {})):
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for module in list(model.modules()):
+            if parametrize.is_parametrized(module):
+                _fold(module)
     return model
+
+
+def _fold(module: nn.Module) -> None:
+    # Not by torch's remove_parametrizations: it takes the weight off a class that the copy shares with the original.
+    training = module.training
+    with torch.no_grad():
+        values = {name: getattr(module.eval(), name).clone() for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
+    module.train(training)
 
 
 @contextmanager

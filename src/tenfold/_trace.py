@@ -64,16 +64,16 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
 
     def reason(module: nn.Module) -> str | None:
         calls = watch.calls.get(module, [])
-        if module in watch.outside:
-            return "its weight is read by other code than its own forward"
-        if not calls:
-            return "it is not called while the example runs"
         if any(owners[id(p)] > 1 for p in module._parameters.values() if p is not None):
             return "its weight is shared with another layer"
         if module in replaced:
             return "its forward was replaced on the instance"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return "it has hooks, which a replacement would lose"
+        if module in watch.outside:
+            return "its weight is read by other code than its own forward"
+        if not calls:
+            return "it is not called while the example runs"
         if None in calls:
             return "it is called with more than one tensor"
         return None

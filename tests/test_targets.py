@@ -1,0 +1,181 @@
+"""Targets: budgets are kept and used, rank rules mean what they say."""
+
+import copy
+
+import pytest
+import torch
+from nets import images, randomised, small_cnn
+from torch import nn
+
+import tenfold
+from tenfold import EVBMF, Budget, Energy, Ranks
+from tenfold.methods import SVD, Tucker
+
+
+@pytest.fixture(scope="module")
+def net():
+    return randomised(small_cnn())
+
+
+@pytest.fixture(scope="module")
+def found(net):
+    return tenfold.options(net, example=images(2, 3, 16, 16))
+
+
+def linear_with_spectrum(values, rows=6, columns=5):
+    q1, _ = torch.linalg.qr(images(rows, rows))
+    q2, _ = torch.linalg.qr(images(columns, columns, seed=1))
+    layer = nn.Linear(columns, rows)
+    sigma = torch.zeros(rows, columns)
+    sigma[range(len(values)), range(len(values))] = torch.tensor(values)
+    layer.weight.data = q1 @ sigma @ q2
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize(
+    ("kept", "rank"), [(0.5, 1), (100 / 103, 1), (0.98, 2), (101.5 / 103, 3), (0.9999, None), (1.0, None)]
+)
+def test_energy_is_the_share_that_is_kept(kept, rank):
+    """Singular values 10, 1, 1, 1: energies 100, 1, 1, 1."""
+    net = linear_with_spectrum([10.0, 1.0, 1.0, 1.0], 20, 20)
+    plan = tenfold.plan(net, Energy(kept), example=images(1, 20), methods=[SVD()])
+    assert [step.rank for step in plan.steps] == ([(rank or 4,)])
+
+
+def test_energy_leaves_dense_what_no_cheaper_option_keeps():
+    net = linear_with_spectrum([3.0, 3.0, 3.0, 3.0, 3.0])
+    assert tenfold.plan(net, Energy(0.9), example=images(1, 5)).steps == ()
+
+
+@pytest.mark.parametrize("limit", ["params", "macs", "bytes"])
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3, 0.15])
+def test_budget_is_never_exceeded_and_used(net, found, limit, share):
+    x = images(2, 3, 16, 16)
+    small = tenfold.apply(net, found.plan(Budget(**{limit: share})))
+    used = getattr(tenfold.measure(small, x), limit) / getattr(found.dense, limit)
+    assert 0.97 * share <= used <= share  # a rank of the largest layer is 2% of this small net
+
+
+def test_several_limits_hold_at_once(net, found):
+    small = tenfold.measure(tenfold.apply(net, found.plan(Budget(params=0.6, macs=0.4))), images(2, 3, 16, 16))
+    assert small.params <= 0.6 * found.dense.params
+    assert small.macs <= 0.4 * found.dense.macs
+
+
+def test_absolute_and_relative_limits_agree(found):
+    half = int(0.5 * found.dense.params)
+    assert found.plan(Budget(params=half)) == found.plan(Budget(params=0.5))
+    assert found.plan(Budget(params=1.0)).steps == ()
+
+
+def test_the_predicted_cost_is_the_measured_one(net, found):
+    plan = found.plan(Budget(params=0.4))
+    small = tenfold.measure(tenfold.apply(net, plan), images(2, 3, 16, 16))
+    change = sum(found.change_of(step) for step in plan.steps)
+    assert [small.params, small.macs, small.bytes] == [
+        found.dense.params + change[0],
+        found.dense.macs + change[1],
+        found.dense.bytes + change[2],
+    ]
+
+
+def test_no_layer_costs_more_than_dense(net, found):
+    for target in (Budget(params=0.5), Budget(macs=0.5), Energy(0.95), EVBMF()):
+        for step in found.plan(target).steps:
+            change = found.change_of(step)
+            assert (change <= 0).all()
+            assert change.any()
+
+
+def test_an_unreachable_budget_says_the_least_and_that_is_reachable(net, found):
+    with pytest.raises(
+        tenfold.TenfoldError, match=r"the budget is 10 parameters; these methods reach ([\d,]+)"
+    ) as error:
+        found.plan(Budget(params=10))
+    least = int(str(error.value).split("reach ")[1].split(" ")[0].replace(",", ""))
+    small = tenfold.apply(net, found.plan(Budget(params=least)))
+    assert sum(p.numel() for p in small.parameters()) == least
+    with pytest.raises(tenfold.TenfoldError):
+        found.plan(Budget(params=least - 1))
+
+
+def test_two_limits_of_which_one_is_out_of_reach_are_refused_with_both_figures(found):
+    with pytest.raises(tenfold.TenfoldError, match=r"reach [\d,]+ parameters and [\d,]+ multiply-adds at least"):
+        found.plan(Budget(params=0.5, macs=0.001))
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1.5, -0.5, -3, True, "0.5", float("nan")])
+def test_limits_that_mean_nothing_are_refused(value):
+    with pytest.raises(tenfold.TenfoldError, match=r"\(0, 1\]"):
+        Budget(params=value)
+
+
+def test_a_budget_needs_a_limit():
+    with pytest.raises(tenfold.TenfoldError, match="no limit"):
+        Budget()
+
+
+def test_ranks_by_share(net):
+    plan = tenfold.plan(net, Ranks(share=0.5), example=images(1, 3, 16, 16), methods=[SVD()])
+    assert {step.layers[0]: step.rank for step in plan.steps} == {
+        "0": (8,),  # half of 16
+        "3": (8,),  # half of 16 outputs a group
+        "5": (16,),
+        "9": (12,),
+        "11": (5,),
+    }
+
+
+def test_ranks_by_number_are_lowered_to_full_rank(net):
+    plan = tenfold.plan(net, Ranks(rank=20), example=images(1, 3, 16, 16), methods=[Tucker()])
+    assert {step.layers[0]: step.rank for step in plan.steps} == {
+        "0": (3, 16),
+        "3": (8, 16),
+        "5": (20, 20),
+        "9": (20, 20),
+        "11": (10, 10),
+    }
+
+
+def test_ranks_by_layer(net):
+    x = images(1, 3, 16, 16)
+    plan = tenfold.plan(net, Ranks(per_layer={"5": (4, 6), "9": 2}), example=x)
+    assert {step.layers[0]: (step.method.name, step.rank) for step in plan.steps} == {
+        "5": ("tucker", (4, 6)),
+        "9": ("svd", (2,)),
+    }
+    with pytest.raises(tenfold.TenfoldError, match='no layer "nine"'):
+        tenfold.plan(net, Ranks(per_layer={"nine": 2}), example=x)
+    with pytest.raises(tenfold.TenfoldError, match="as many entries"):
+        tenfold.plan(net, Ranks(per_layer={"5": (4, 6, 2)}), example=x)
+
+
+@pytest.mark.parametrize(
+    "bad", [{}, {"share": 0.5, "rank": 3}, {"share": 0.0}, {"share": 1.5}, {"rank": 0}, {"rank": (3, 0)}]
+)
+def test_ranks_that_mean_nothing_are_refused(bad):
+    with pytest.raises(tenfold.TenfoldError):
+        Ranks(**bad)
+
+
+def test_evbmf_finds_planted_ranks_in_a_network():
+    net = nn.Sequential(nn.Linear(60, 80), nn.ReLU(), nn.Conv1d(1, 1, 1))
+    net[0].weight.data = images(80, 4) @ images(4, 60, seed=1) + 0.1 * images(80, 60, seed=2)
+    plan = tenfold.plan(net, EVBMF(), example=images(1, 1, 60), methods=[SVD()])
+    assert [(step.layers, step.rank) for step in plan.steps] == [(("0",), (4,))]
+
+
+def test_the_same_inputs_give_the_same_plan(net):
+    plans = [
+        tenfold.plan(copy.deepcopy(net), Budget(params=0.4, macs=0.5), example=images(2, 3, 16, 16)) for _ in range(2)
+    ]
+    assert plans[0].dumps() == plans[1].dumps()
+
+
+def test_frozen_layers_stay_dense(net):
+    found = tenfold.options(net, example=images(1, 3, 16, 16), freeze=["5", "1*"])
+    plan = found.plan(Budget(params=0.9))
+    assert not {"5", "11"} & {step.layers[0] for step in plan.steps}
+    assert found.left_dense(plan)["5"] == 'frozen by "5"'
+    with pytest.raises(tenfold.TenfoldError, match="matches no layer"):
+        tenfold.options(net, example=images(1, 3, 16, 16), freeze=["nothing"])
