@@ -137,6 +137,11 @@ def state_of(model):
     }
 
 
+def refused(model, x):
+    with pytest.raises(TenfoldError):
+        tenfold.options(model, example=x)
+
+
 CALLS = {
     "options": lambda m, x: tenfold.options(m, example=x).ladders,
     "compress": lambda m, x: tenfold.compress(
@@ -146,7 +151,7 @@ CALLS = {
     "measure": lambda m, x: tenfold.measure(m, x, latency=True),
     "reestimate_norms": lambda m, x: tenfold.reestimate_norms(m, [x]),
     "verify": lambda m, x: tenfold.verify(m, m, [x]),
-    "a model that fails": lambda m, x: pytest.raises(TenfoldError, tenfold.options, m, example=x[:, :2]),
+    "a model that fails": lambda m, x: refused(m, x[:, :2]),
 }
 
 

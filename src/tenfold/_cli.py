@@ -153,8 +153,10 @@ def plan(
 ) -> None:
     """Choose methods and ranks, to read and edit before compressing.
 
-    tenfold plan nets:make_net --weights w.pt --input 1,3,32,32 --params 0.5 --out plan.json
-    """
+    \b
+    tenfold plan nets:make_net --weights w.pt --input 1,3,32,32 \\
+        --params 0.5 --out plan.json
+    """  # noqa: D301
     target = _target(params, macs, bytes_, energy)
     found = _options(_model(model, weights), _example(input, example), methods, freeze)
     chosen = found.plan(target).model_copy(update={"reference": model})
@@ -190,8 +192,10 @@ def compress(
 ) -> None:
     """Make a network smaller and leave it in a folder.
 
-    tenfold compress nets:make_net --weights w.pt --input 1,3,32,32 --params 0.5 --out small
-    """
+    \b
+    tenfold compress nets:make_net --weights w.pt --input 1,3,32,32 \\
+        --params 0.5 --out small
+    """  # noqa: D301
     refuse_taken(folder)
     target = None if plan_file else _target(params, macs, bytes_, energy)
     chosen = load_plan(plan_file) if plan_file else None
@@ -280,7 +284,7 @@ def _target(params: str | None, macs: str | None, stored: str | None, energy: fl
 def _model(reference: str, weights: Path | None) -> nn.Module:
     model = build_model(reference).eval()
     if weights is None:
-        err.print("tenfold: no --weights given; the network keeps the weights that its code gives it.")
+        err.print("tenfold: no --weights given; the network keeps those that its code gives it.", soft_wrap=True)
         return model
     state = read_weights(weights)
     own = model.state_dict()

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tenfold._data import example_inputs
 from tenfold._latency import interleaved_ms
 from tenfold._plan import Record
 from tenfold._run import device_of, forward, undisturbed, unwrapped
 from tenfold._trace import Call
+
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 LIMITED = ("params", "macs", "bytes")  # the entries of a layer's cost, in this order
 
@@ -87,14 +89,22 @@ def stored_size(parameters: list[nn.Parameter], buffers: list[Tensor]) -> tuple[
 
 @contextmanager
 def counting_macs() -> Iterator[FlopCounterMode]:
-    """Count inside. Fused attention is switched off meanwhile, because the counter does not know its operators."""
+    """Count inside.
+
+    Fused encoder layers are switched off meanwhile, because the counter does not know their operators; nor does it
+    know the fused attention of CPUs, which has the arguments of the others.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
 
 
 class _PeakMemory(TorchDispatchMode):

@@ -45,7 +45,7 @@ def imported(module: str, reference: str) -> Any:
     """Import a module that `reference` needs, or refuse it."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: compiled operators for another torch
         raise TenfoldError(f"{reference} cannot be imported: {error}.") from None
 
 

@@ -1,0 +1,216 @@
+"""The command line as a person uses it: in a folder of their own, at 80 columns."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import tenfold
+from tenfold import TenfoldError
+from tenfold._cli import amount, main
+
+NETS = """
+import torch
+from torch import nn
+
+
+def make_net():
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+                         nn.Conv2d(16, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(50, 16), nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.down(self.up(self.embed(input_ids)))
+
+
+def example():
+    return torch.zeros(1, 3, 16, 16)
+
+
+def batches():
+    return [torch.randn(8, 3, 16, 16), torch.randn(8, 3, 16, 16)]
+
+
+def score(model):
+    return float(model(example()).sum())
+
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("cli")
+    (place / "mynets.py").write_text(NETS)
+    torch.manual_seed(0)
+    namespace: dict = {}
+    exec(NETS, namespace)
+    torch.save(namespace["make_net"]().state_dict(), place / "w.pt")
+    save_file(namespace["Tokens"]().state_dict(), place / "tokens.safetensors")
+    (place / "photos" / "cat").mkdir(parents=True)
+    for index in range(5):
+        Image.new("RGB", (20, 18), (50 * index, 100, 0)).save(place / "photos" / "cat" / f"{index}.png")
+    return place
+
+
+def tenfold_cli(place, *arguments):
+    code = "from tenfold._cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+
+
+NET = ("mynets:make_net", "--weights", "w.pt", "--input", "1,3,16,16")
+
+
+def test_the_line_that_must_work(place):
+    done = tenfold_cli(place, "compress", *NET, "--params", "0.5", "--out", "folder")
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if "->" in line) <= 80
+    assert sorted(p.name for p in (place / "folder").iterdir()) == ["model.safetensors", "plan.json", "report.json"]
+    report = json.loads((place / "folder" / "report.json").read_text())
+    assert report["small"]["params"] <= 0.5 * report["dense"]["params"]
+    verified = tenfold_cli(place, "verify", "folder", "--weights", "w.pt", "--input", "1,3,16,16", "--json")
+    assert json.loads(verified.stdout)["drift"]["relative"] == pytest.approx(report["drift"]["relative"], rel=1e-4)
+
+
+def test_a_plan_can_be_read_edited_and_carried_out(place):
+    made = tenfold_cli(place, "plan", *NET, "--macs", "50%", "--out", "plan.json")
+    assert made.returncode == 0, made.stderr
+    assert "of 3 layers" in made.stdout
+    plan = tenfold.Plan.loads((place / "plan.json").read_text())
+    edited = plan.model_copy(update={"steps": (tenfold.Step(layers=("3",), method="svd", rank=(2,)),)})
+    (place / "plan.json").write_text(edited.dumps())
+    done = tenfold_cli(place, "compress", *NET, "--plan", "plan.json", "--out", "edited", "--json")
+    assert json.loads(done.stdout)["replaced"][0]["factors"] == [[2, 16, 3, 3], [32, 2, 1, 1]]
+
+
+def test_inspect_shows_every_layer(place):
+    done = tenfold_cli(place, "inspect", *NET[:1], "--input", "1,3,16,16", "--freeze", "6")
+    assert done.returncode == 0, done.stderr
+    for text in ("32x16x3x3", "svd output", "tucker", 'frozen by "6"', "no --weights given"):
+        assert text in done.stdout + done.stderr, text
+    rows = json.loads(tenfold_cli(place, "inspect", *NET, "--json").stdout)
+    assert [row["layer"] for row in rows] == ["0", "3", "6"]
+    assert rows[1]["params"] == 16 * 32 * 9 + 32
+
+
+def test_tokens_examples_data_and_metrics(place):
+    tokens = ("mynets:Tokens", "--weights", "tokens.safetensors")
+    done = tenfold_cli(place, "plan", *tokens, "--input", "input_ids:int64:1,12", "--bytes", "0.8")
+    assert done.returncode == 0, done.stderr
+    common = ("mynets:make_net", "--weights", "w.pt", "--example", "mynets:example", "--energy", "0.5", "--json")
+    report = tenfold_cli(
+        place, "compress", *common, "--data", "mynets:batches", "--evaluate", "mynets:score", "--out", "scored"
+    )
+    assert json.loads(report.stdout)["drift"]["batches"] == 2
+    assert json.loads(report.stdout)["metric"]["dense"]
+    photos = tenfold_cli(place, "compress", *common, "--data", "imagefolder:photos", "--out", "photos-small")
+    assert json.loads(photos.stdout)["drift"]["batches"] == 1, photos.stderr
+
+
+def test_parquet_data(place, shared_data):
+    files = shared_data / "data" / "cifar10-jpeg" / "test.parquet"
+    data = ("--data", f"parquet:{files}", "--calibration", 200)
+    done = tenfold_cli(place, "compress", *NET, "--params", "0.5", *data, "--out", "parquet", "--json")
+    assert json.loads(done.stdout)["drift"]["batches"] == 4, done.stderr
+
+
+COMPRESS = ("compress", *NET, "--out", "refused")
+REFUSED = {
+    "bare 1": ((*COMPRESS, "--params", "1"), "100%"),
+    "share above one": ((*COMPRESS, "--params", "1.5"), "(0, 1]"),
+    "zero": ((*COMPRESS, "--params", "0"), "above 0"),
+    "words": ((*COMPRESS, "--params", "half"), "0.5 or 50%"),
+    "no target": (COMPRESS, "give a target"),
+    "two targets": ((*COMPRESS, "--params", "0.5", "--energy", "0.9"), "give a target"),
+    "out of reach": ((*COMPRESS, "--params", "10"), "these methods reach"),
+    "unknown method": ((*COMPRESS, "--params", "0.5", "--methods", "svd,magic"), 'no method "magic"'),
+    "unknown module": (("inspect", "nowhere:net", "--input", "1,3"), "cannot be imported"),
+    "unknown callable": (("inspect", "mynets:nothing", "--input", "1,3"), "no callable nothing"),
+    "no model": (("inspect", "mynets:number", "--input", "1,3"), "gives a int"),
+    "malformed model": (("inspect", "resnet18", "--input", "1,3"), "package.module:callable"),
+    "unknown timm": (("inspect", "timm:nothing", "--input", "1,3"), "timm"),
+    "no config": (("inspect", "transformers:nowhere", "--input", "1,3"), "config"),
+    "no input": (("inspect", "mynets:make_net"), "--input 1,3,32,32"),
+    "bad shape": (("inspect", "mynets:make_net", "--input", "1,x"), "no shape"),
+    "bad dtype": (("inspect", "mynets:make_net", "--input", "x:int65:1,3"), "no dtype"),
+    "wrong shape": (("inspect", "mynets:make_net", "--input", "1,4,16,16"), "fails on an input"),
+    "no weights file": (("inspect", "mynets:make_net", "--weights", "none.pt", "--input", "1,3,16,16"), "no file"),
+    "other weights": (
+        ("inspect", "mynets:Tokens", "--weights", "w.pt", "--input", "input_ids:int64:1,3"),
+        "does not belong",
+    ),
+    "no data": ((*COMPRESS, "--params", "0.5", "--data", "parquet:none.parquet"), "no file or folder"),
+    "no device": ((*COMPRESS, "--params", "0.5", "--device", "abacus"), "no device"),
+    "no folder": (("verify", "nowhere", "--weights", "w.pt", "--input", "1,3,16,16"), "no file"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_are_one_line_and_leave_nothing(place, case, monkeypatch, capsys):
+    arguments, says = REFUSED[case]
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["tenfold", *map(str, arguments)])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    complaints = [line for line in capsys.readouterr().err.splitlines() if "no --weights given" not in line]
+    assert len(complaints) == 1
+    assert says in complaints[0]
+    assert not (place / "refused").exists()
+    assert not [p for p in place.iterdir() if p.name.startswith(".refused")]
+
+
+def test_usage_errors_and_help(place):
+    assert tenfold_cli(place, "compress", "mynets:make_net").returncode == 2
+    for command in ("demo", "inspect", "plan", "compress", "verify"):
+        shown = tenfold_cli(place, command, "--help").stdout
+        assert f"  tenfold {command}" in shown
+        assert max(map(len, shown.splitlines())) <= 80
+    assert tenfold_cli(place, "--version").stdout.strip() == tenfold.__version__
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0.5", 0.5), ("50%", 0.5), ("100%", 1.0), ("1.0", 1.0), ("250000", 250000), ("1.2M", 1200000), ("3k", 3000)],
+)
+def test_amounts(text, value):
+    assert amount(text) == value
+    assert type(amount(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["1", "", "abc", "M", "%"])
+def test_amounts_that_mean_nothing(text):
+    with pytest.raises(TenfoldError):
+        amount(text)
+
+
+def test_the_demo_keeps_its_word(tmp_path):
+    done = tenfold_cli(tmp_path, "demo")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "digits" / "report.json").read_text())
+    assert report["small"]["params"] <= 0.1 * report["dense"]["params"]
+    assert report["metric"]["dense"] > 0.97
+    assert report["metric"]["small"] > 0.9
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert tenfold.load(tmp_path / "digits")

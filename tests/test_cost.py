@@ -1,0 +1,70 @@
+"""Costs against arithmetic that a person can check, and against whole-model measurements."""
+
+import pytest
+import torch
+from nets import TokenNet, images, small_cnn
+from torch import nn
+
+import tenfold
+
+
+def test_parameters_multiply_adds_and_bytes_of_a_small_net():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 16, 10))
+    cost = tenfold.measure(net, images(2, 3, 4, 4))
+    assert cost.params == (3 * 8 * 9 + 8) + 2 * 8 + (128 * 10 + 10)
+    assert cost.macs == 2 * (16 * 3 * 8 * 9 + 128 * 10)
+    assert cost.bytes == 4 * cost.params + 4 * 2 * 8 + 8  # running mean and variance, and an int64 counter
+    assert cost.milliseconds is None
+
+
+def test_the_layers_add_up_to_the_model():
+    found = tenfold.options(small_cnn(), example=images(3, 3, 16, 16))
+    assert sum(cost[1] for cost in found.dense_costs.values()) == found.dense.macs
+
+
+def test_peak_activation_is_the_most_that_lives_at_once():
+    class Net(nn.Module):
+        def forward(self, x):
+            a = x + 1  # 4000 bytes live
+            b = a + 1  # 8000
+            del a
+            c = torch.cat([b, b, b])  # 4000 + 12000
+            del b
+            return c.sum()  # 12000 + 4
+
+    assert tenfold.measure(Net(), torch.zeros(1000)).activation_bytes == 16000
+
+
+def test_attention_is_counted():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    macs = tenfold.measure(layer, images(1, 5, 16)).macs
+    assert macs == 5 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 5 * 5 * 16
+
+
+def test_keyword_inputs_and_latency():
+    cost = tenfold.measure(TokenNet(), {"input_ids": torch.ones(1, 4, dtype=torch.int64)}, latency=True)
+    assert cost.milliseconds > 0
+
+
+def test_a_smaller_layer_is_measured_faster():
+    """Four times fewer multiply-adds, far from noise."""
+    big, small = (nn.Sequential(nn.Linear(1024, width), nn.Linear(width, 1024)) for width in (2048, 128))
+    report = tenfold.verify(small, big, [images(64, 1024)])
+    assert report.small.milliseconds < report.dense.milliseconds
+
+
+def test_verify_measures_drift():
+    class Shift(nn.Module):
+        def __init__(self, by):
+            super().__init__()
+            self.by = nn.Parameter(torch.tensor(by))
+
+        def forward(self, x):
+            return {"out": x + self.by, "count": torch.tensor(3)}
+
+    report = tenfold.verify(Shift(0.5), Shift(0.0), [torch.ones(4), torch.ones(2, 2)])
+    assert report.drift.relative == pytest.approx(0.5)
+    assert report.drift.worst == pytest.approx(0.5)
+    assert report.drift.batches == 2
+    scored = tenfold.verify(Shift(0.5), Shift(0.0), [torch.ones(4)], evaluate=lambda net: -float(net.by))
+    assert (scored.metric.dense, scored.metric.small) == (0.0, -0.5)

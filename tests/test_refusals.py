@@ -1,0 +1,92 @@
+"""Wrong input is refused before work starts, in one sentence that says what to do."""
+
+import pytest
+import torch
+from nets import TokenNet, images, randomised, small_cnn
+from torch import nn
+
+import tenfold
+from tenfold import Budget, TenfoldError
+
+
+def with_value(value):
+    model = small_cnn()
+    model[5].weight.data[0, 0, 0, 0] = value
+    return model
+
+
+class Failing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        raise KeyError("lost")
+
+
+GOOD = {"model": small_cnn(), "target": Budget(params=0.5), "example": images(1, 3, 16, 16)}
+
+REFUSED = {
+    "NaN": ({"model": with_value(float("nan"))}, r"5\.weight has 1 of 9,216 values"),
+    "infinite": ({"model": with_value(float("inf"))}, "NaN or infinite"),
+    "wrong channels": ({"example": images(1, 4, 16, 16)}, "fails on an input of 1x4x16x16 float32"),
+    "wrong rank": ({"example": images(16)}, "fails on an input of 16"),
+    "not an example": ({"example": [1, 2]}, "is a list"),
+    "failing forward": ({"model": Failing(), "example": images(1, 4)}, "KeyError: 'lost'"),
+    "not a model": ({"model": "resnet"}, "is a str"),
+    "meta": ({"model": small_cnn().to("meta")}, "meta device"),
+    "lazy": ({"model": nn.Sequential(nn.LazyLinear(4))}, "run the model once"),
+    "not a target": ({"target": 0.5}, r"Budget\(params=0\.5\)"),
+    "no methods": ({"methods": []}, "methods is empty"),
+    "not a method": ({"methods": ["svd"]}, "give instances"),
+    "freeze is a string": ({"freeze": "head"}, r'\["head"\]'),
+    "no layer to freeze": ({"freeze": ["head.*"]}, "matches no layer"),
+    "recover": ({"recover": "magic"}, '"auto" or "none"'),
+    "iterator": ({"calibration": iter([images(1, 3, 16, 16)])}, "only once"),
+    "empty calibration": ({"calibration": []}, "no batches"),
+    "evaluate": ({"evaluate": lambda model: "good"}, "one number"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    changed, says = REFUSED[case]
+    arguments = GOOD | changed
+    with pytest.raises(TenfoldError, match=says) as refused:
+        tenfold.compress(arguments.pop("model"), arguments.pop("target"), **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_refusal_is_a_value_error():
+    assert issubclass(TenfoldError, ValueError)
+
+
+def test_verifying_different_networks_is_refused():
+    with pytest.raises(TenfoldError, match="differ in form"):
+        tenfold.verify(nn.Linear(4, 3), nn.Linear(4, 5), [images(2, 4)])
+
+
+def test_norms_over_single_values_are_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with pytest.raises(TenfoldError, match="more than 1 value"):
+        tenfold.reestimate_norms(model, [images(1, 4)])
+
+
+def test_reestimated_norms_are_those_of_the_data():
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    batches = [images(8, 3, 5, 5, seed=s) for s in range(4)]
+    new = tenfold.reestimate_norms(model, batches)
+    hidden = torch.stack([model[0](batch) for batch in batches])
+    assert torch.allclose(new[1].running_mean, hidden.mean((0, 1, 3, 4)), atol=1e-5)
+    variances = torch.stack([batch.transpose(0, 1).flatten(1).var(1) for batch in hidden])
+    assert torch.allclose(new[1].running_var, variances.mean(0), rtol=1e-4)
+    assert new[1].momentum == model[1].momentum
+    assert not new[1].training
+
+
+def test_batches_with_targets_and_keywords():
+    ids = {"input_ids": torch.ones(2, 4, dtype=torch.int64), "attention_mask": torch.ones(2, 4)}
+    result = tenfold.compress(TokenNet(), Budget(params=0.8), example=ids, calibration=[(ids, torch.ones(2)), ids])
+    assert result.report.drift.batches == 2
+    labelled = [(images(4, 3, 16, 16), torch.zeros(4)), [images(4, 3, 16, 16), torch.zeros(4)]]
+    assert tenfold.compress(small_cnn(), Budget(params=0.5), example=labelled[0][0], calibration=labelled)
