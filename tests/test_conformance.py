@@ -2,7 +2,7 @@
 
 import pytest
 
-from tenfold.methods import DEFAULT
+from tenfold.methods import DEFAULT, SVD
 from tenfold.testing import AWKWARD, CHECKS, Case, check_method
 
 
@@ -27,3 +27,14 @@ def test_check_method_sees_a_method_that_lies():
 
     with pytest.raises(AssertionError, match="rank"):
         check_method(Liar())
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_the_svd_curve_is_the_squared_weight_error(name, side):
+    case = Case(name, SVD(side))
+    curve = case.method.curve(case.sites[0])
+    energy = float(case.dense.weight.detach().square().sum())
+    for rank in case.ranks():
+        found = float((case.new(rank).weight - case.dense.weight).detach().square().sum())
+        assert found == pytest.approx(float(curve.errors[rank[0] - 1]), rel=1e-6, abs=1e-12 * energy)

@@ -82,6 +82,13 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
     assert sum(t.numel() * t.element_size() for t in stored.values()) == result.report.small.bytes
 
 
+def test_loaded_weights_are_aligned_as_those_that_were_saved(tmp_path):
+    """Depthwise and pointwise kernels are chosen by alignment, and then round differently."""
+    model, x = randomised(small_cnn()), images(1, 3, 16, 16)
+    tenfold.compress(model, Budget(params=0.5), example=x).save(tmp_path / "small")
+    assert all(p.data_ptr() % 64 == 0 for p in tenfold.load(tmp_path / "small", model).parameters())
+
+
 def test_the_saved_file_is_smaller_by_as_much_as_promised(tmp_path):
     model, x = randomised(nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))), images(1, 512)
     tenfold.save(tmp_path / "dense", model, tenfold.Plan())

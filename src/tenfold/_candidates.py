@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
@@ -72,6 +72,7 @@ class Options:
     fingerprint: Fingerprint
     candidates: tuple[Candidate, ...]
     unserved: dict[str, str]  # layers that no candidate serves, and why
+    _prices: dict[Any, NDArray[np.int64]] = field(default_factory=dict)
 
     def plan(self, target: Target) -> Plan:
         """Choose the ranks.
@@ -95,8 +96,13 @@ class Options:
 
     def change(self, candidate: Candidate, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """The cost of a candidate at each rank, less the cost of the dense layers."""
-        dense = sum(self.dense_costs[name] for name in candidate.site.layers)
-        return priced(candidate, self.graph, ranks) - dense
+        dense = np.sum([self.dense_costs[name] for name in candidate.site.layers], axis=0)
+        layers = [self.graph.layers[name] for name in candidate.site.layers]
+        alike = tuple((repr(layer.module), layer.module.weight.dtype, layer.calls) for layer in layers)
+        key = (candidate.method, alike, ranks.tobytes())
+        if key not in self._prices:  # repeated blocks have the same prices
+            self._prices[key] = priced(candidate, self.graph, ranks)
+        return self._prices[key] - dense
 
     def change_of(self, step: Step) -> NDArray[np.int64]:
         """The cost of a step of a plan, less the cost of its dense layers."""

@@ -83,7 +83,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise TenfoldError(f"there is no file {path}.")
     try:
-        return load_file(path)
+        # Cloned, because the file's own memory is not aligned as torch's is, and kernels chosen by alignment round
+        # differently.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise TenfoldError(f"{path} cannot be read: {error}. It is truncated or no safetensors file.") from None
 

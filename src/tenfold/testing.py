@@ -148,7 +148,7 @@ def fill_is_no_worse_than_the_curve(case: Case) -> None:
     curve = case.method.curve(case.sites[0])
     for rank in case.ranks():
         (row,) = np.flatnonzero((curve.ranks == rank).all(axis=1))
-        found = float((case.new(rank).weight - case.dense.weight).square().sum())  # type: ignore[operator]
+        found = float((case.new(rank).weight - case.dense.weight).detach().square().sum())  # type: ignore[operator]
         assert found <= curve.errors[row] + 1e-12 * _energy(case), f"rank {rank}: {found} > {curve.errors[row]}"
 
 
