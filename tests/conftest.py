@@ -7,7 +7,7 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # two workers on two cores
 
 # The registry's torchvision does not find its compiled operators beside another build of torch. Its models need
 # only the schemas, and timm needs torchvision.

@@ -8,8 +8,8 @@ from nets import images, randomised, small_cnn
 from torch import nn
 
 import tenfold
-from tenfold import EVBMF, Budget, Energy, Ranks
-from tenfold.methods import SVD, Tucker
+from tenfold import EVBMF, Budget, Energy, Greedy, MinMax, Ranks
+from tenfold.methods import SVD, TensorTrain, Tucker
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +179,78 @@ def test_frozen_layers_stay_dense(net):
     assert found.left_dense(plan)["5"] == 'frozen by "5"'
     with pytest.raises(tenfold.TenfoldError, match="matches no layer"):
         tenfold.options(net, example=images(1, 3, 16, 16), freeze=["nothing"])
+
+
+def worst_error(found, plan):
+    """The largest relative squared error of any layer, from the weights themselves."""
+    small = tenfold.apply(found.model, plan)
+    worst = 0.0
+    for step in plan.steps:
+        before = found.model.get_submodule(step.layers[0]).weight.detach()
+        after = small.get_submodule(step.layers[0]).weight.detach()
+        worst = max(worst, float((after - before).square().sum() / before.square().sum()))
+    return worst
+
+
+@pytest.mark.parametrize("budget", [Budget(params=0.5), Budget(macs=0.4, bytes=0.6)])
+def test_minmax_has_the_least_worst_error_under_the_budget(net, budget):
+    x = images(2, 3, 16, 16)
+    found = tenfold.options(net, example=x, methods=[SVD(), SVD("input")])
+    plan = found.plan(MinMax(budget))
+    small = tenfold.measure(tenfold.apply(net, plan), x)
+    assert all(getattr(small, name) <= limit for name, limit in budget.limits(found).items())
+    # Oracle: the best threshold from the curves, by trying every one.
+    errors = sorted({float(e) for ladder in found.ladders for e in ladder.cheaper().errors})
+    worst = worst_error(found, plan)
+    for threshold in [e for e in errors if e < worst * (1 - 1e-6)]:
+        assert not fits(found, budget, threshold)
+
+
+def fits(found, budget, threshold):
+    limits = budget.limits(found)
+    total = {name: getattr(found.dense, name) for name in limits}
+    sites = {ladder.candidate.site.layers for ladder in found.ladders}
+    for site in sites:
+        rows = [
+            row
+            for ladder in found.ladders
+            if ladder.candidate.site.layers == site
+            for row, error in zip(ladder.cheaper().costs, ladder.cheaper().errors, strict=True)
+            if error <= threshold
+        ]
+        if rows:
+            names = ("params", "macs", "bytes")
+            best = min(rows, key=lambda row: sum(row[names.index(n)] / getattr(found.dense, n) for n in limits))
+            for name in limits:
+                total[name] += best[names.index(name)]
+    return all(total[name] <= limit for name, limit in limits.items())
+
+
+def test_greedy_spares_the_layer_that_the_metric_needs(net):
+    """The metric notices layer 5 alone, so greedy ranks leave it and compress the others."""
+    x = images(2, 3, 16, 16)
+    dense = net[5].weight.detach().clone()
+
+    def evaluate(model):
+        return -float((model[5].weight - dense).square().sum())
+
+    found = tenfold.options(net, example=x, methods=[SVD()])
+    plan = found.plan(Greedy(Budget(params=0.85), evaluate))
+    assert "5" not in {step.layers[0] for step in plan.steps}
+    assert plan.steps
+    assert sum(p.numel() for p in tenfold.apply(net, plan).parameters()) <= 0.85 * found.dense.params
+
+
+@pytest.mark.parametrize("rule", [MinMax, lambda budget: Greedy(budget, lambda model: 0.0, levels=3)])
+def test_rules_under_a_budget_refuse_what_is_out_of_reach(found, rule):
+    with pytest.raises(tenfold.TenfoldError, match=r"these methods reach [\d,]+ parameters at least"):
+        found.plan(rule(Budget(params=10)))
+
+
+def test_embeddings_are_compressed_though_lookups_have_no_multiply_adds():
+    net = nn.Sequential(nn.Embedding(1000, 32), nn.Linear(32, 4))
+    ids = torch.arange(12).reshape(2, 6)
+    for methods in ([SVD()], [TensorTrain()]):
+        result = tenfold.compress(net, Budget(params=0.5), example=ids, methods=methods)
+        assert [step.layers for step in result.plan.steps] == [("0",)]
+        assert result.report.small.params <= 0.5 * result.report.dense.params

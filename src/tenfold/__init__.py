@@ -2,15 +2,16 @@
 
 from tenfold import methods
 from tenfold._apply import apply
+from tenfold._budget import Budget
 from tenfold._candidates import Options, Target, options, plan
 from tenfold._compress import Result, compress
 from tenfold._cost import Cost, measure
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._factored import Factored
 from tenfold._plan import Plan, Step
+from tenfold._rank_rules import EVBMF, Energy, Greedy, MinMax, Ranks
 from tenfold._recover import reestimate_norms
 from tenfold._store import load, save
-from tenfold._targets import EVBMF, Budget, Energy, Ranks
 from tenfold._verify import Report, verify
 from tenfold._version import __version__
 
@@ -20,6 +21,8 @@ __all__ = [
     "Cost",
     "Energy",
     "Factored",
+    "Greedy",
+    "MinMax",
     "Options",
     "Plan",
     "Ranks",

@@ -56,6 +56,10 @@ def _take(model: nn.Module, step: Step, *, fill: bool) -> None:
     for name, module in zip(site.layers, site.modules, strict=True):
         if type(module) not in method.serves:
             raise TenfoldError(f'the plan\'s step for "{name}": {method.name} does not serve {type(module).__name__}.')
+    if step.form not in method.forms:
+        raise TenfoldError(
+            f'the plan\'s step for "{step.layers[0]}" has form "{step.form}"; {method.name} runs in {method.forms}.'
+        )
     full = method.full_rank(site)
     if len(step.rank) != len(full) or step.rank != (useful := method.clamped(site, step.rank)):
         entries = f"{len(full)} {'entry' if len(full) == 1 else 'entries'}"
@@ -71,6 +75,7 @@ def _take(model: nn.Module, step: Step, *, fill: bool) -> None:
         with torch.no_grad():
             method.fill(site, step.rank, new)
     for dense, factored in zip(site.modules, new, strict=True):
+        factored.run_in(step.form)
         _like(dense, factored)
         replace_module(model, dense, factored)
 

@@ -16,7 +16,7 @@ from torch import nn
 from tenfold._cost import Cost, layer_cost, measure
 from tenfold._data import example_inputs
 from tenfold._errors import TenfoldError
-from tenfold._method import Curve, Method, Site
+from tenfold._method import Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
 from tenfold._progress import track
 from tenfold._run import unwrapped
@@ -42,12 +42,18 @@ class Ladder:
 
     candidate: Candidate
     ranks: NDArray[np.int64]  # (options, entries)
-    errors: NDArray[np.float64]  # (options,), weighed: what the global choice adds up
+    errors: NDArray[np.float64]  # (options,), squared, relative to the weights' own energy
     costs: NDArray[np.int64]  # (options, 3), change against dense, in the order of LIMITED
+    dense: NDArray[np.int64]  # (3,), the cost of the dense layers
 
     def cheaper(self) -> "Ladder":
-        """The options that cost less than dense in something, and more in nothing."""
-        keep = (self.costs <= 0).all(axis=1) & (self.costs < 0).any(axis=1)
+        """The options that cost less than dense in something, and more in nothing.
+
+        A lookup has no multiply-adds, so that every factorisation of an embedding has more: there, only parameters
+        and bytes count.
+        """
+        counts = self.dense > 0
+        keep = (self.costs <= 0)[:, counts].all(axis=1) & (self.costs < 0).any(axis=1)
         return replace(self, ranks=self.ranks[keep], errors=self.errors[keep], costs=self.costs[keep])
 
     def step(self, index: int) -> Step:
@@ -67,6 +73,7 @@ class Target(ABC):
 class Options:
     """All options for one model. `plan(target)` chooses among them; curves are computed once, when first needed."""
 
+    model: nn.Module
     graph: Graph
     dense: Cost
     fingerprint: Fingerprint
@@ -131,8 +138,10 @@ class Options:
 
     def _ladder(self, candidate: Candidate) -> Ladder:
         curve = candidate.method.curve(candidate.site)
-        errors = weighed(curve, candidate.site)
-        return Ladder(candidate, curve.ranks, errors, self.change(candidate, curve.ranks))
+        norms = [torch.linalg.vector_norm(m.weight.detach(), dtype=torch.float64) for m in candidate.site.modules]
+        errors = curve.errors / max(sum(float(norm) ** 2 for norm in norms), 1e-300)
+        dense = np.sum([self.dense_costs[name] for name in candidate.site.layers], axis=0)
+        return Ladder(candidate, curve.ranks, errors, self.change(candidate, curve.ranks), dense)
 
 
 def options(
@@ -166,7 +175,7 @@ def options(
         for name, layer in graph.layers.items()
         if name not in served
     }
-    return Options(graph, measure(model, example), Fingerprint.of(model), candidates, unserved)
+    return Options(model, graph, measure(model, example), Fingerprint.of(model), candidates, unserved)
 
 
 def plan(
@@ -181,10 +190,12 @@ def plan(
     return options(model, example=example, methods=methods, freeze=freeze).plan(target)
 
 
-def weighed(curve: Curve, site: Site) -> NDArray[np.float64]:
-    """The errors that the global choice adds up over layers: squared error relative to the weight's own energy."""
-    norms = [torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64) for module in site.modules]
-    return curve.errors / max(sum(float(norm) ** 2 for norm in norms), 1e-300)
+def weighed(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the global choice adds up over layers: noise over signal, e / (1 - e), of each relative squared error e.
+
+    Against e itself, this keeps the choice from ruining few layers to spare the rest.
+    """
+    return errors / np.maximum(1 - errors, 1e-3)
 
 
 def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:

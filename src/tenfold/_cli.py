@@ -16,6 +16,7 @@ from torch import nn
 
 from tenfold import _tables
 from tenfold._batches import IMAGENET, read_batches
+from tenfold._budget import Budget
 from tenfold._candidates import Options, Target, options
 from tenfold._compress import carry_out
 from tenfold._data import example_inputs
@@ -24,18 +25,24 @@ from tenfold._errors import TenfoldError
 from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._progress import listening
+from tenfold._rank_rules import Energy
 from tenfold._sources import build_model, named
 from tenfold._store import load, load_plan, new_file, read_weights, refuse_taken
-from tenfold._targets import Budget, Energy
 from tenfold._verify import verify
 from tenfold._version import __version__
-from tenfold.methods import SVD, Tucker
+from tenfold.methods import CP, SVD, SpatialSVD, TensorTrain, Tucker
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-METHODS: dict[str, tuple[Method, ...]] = {"svd": (SVD("output"), SVD("input")), "tucker": (Tucker(),)}
+METHODS: dict[str, tuple[Method, ...]] = {
+    "svd": (SVD("output"), SVD("input")),
+    "spatial": (SpatialSVD(),),
+    "tucker": (Tucker(),),
+    "cp": (CP(3), CP(4)),
+    "tt": (TensorTrain(),),
+}
 
 Model = Annotated[
     str,

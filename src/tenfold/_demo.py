@@ -11,12 +11,12 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold import _tables
+from tenfold._budget import Budget
 from tenfold._candidates import options
 from tenfold._compress import carry_out
 from tenfold._progress import track
 from tenfold._sources import imported
 from tenfold._store import refuse_taken
-from tenfold._targets import Budget
 
 log = logging.getLogger("tenfold")
 

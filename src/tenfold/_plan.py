@@ -63,7 +63,7 @@ class Step(Record):
     layers: tuple[str, ...]
     method: MethodSpec
     rank: tuple[PositiveInt, ...]
-    form: Literal["factors"] = "factors"
+    form: str = "factors"
 
     @field_validator("layers")
     @classmethod

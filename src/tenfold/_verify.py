@@ -44,6 +44,7 @@ class Replaced(Record):
     factors: tuple[tuple[int, ...], ...]  # the shapes of the factors' weights, in order
     params: int
     dense_params: int
+    cancellation: float | None  # of a CP chain: summed squared norms of its terms over that of the weight; 1 is best
 
 
 class Report(Record):
@@ -130,12 +131,13 @@ def _replaced(small: nn.Module) -> Iterable[Replaced]:
     for name, module in small.named_modules():
         if isinstance(module, Factored):
             dense = module.weight.numel() + (module.bias.numel() if module.bias is not None else 0)
-            factors: list[Any] = list(module)
+            weights = [p for name, p in module.named_parameters() if not name.endswith("bias")]
             yield Replaced(
                 layer=name,
-                factors=tuple(tuple(factor.weight.shape) for factor in factors),
+                factors=tuple(tuple(weight.shape) for weight in weights),
                 params=sum(p.numel() for p in module.parameters()),
                 dense_params=dense,
+                cancellation=module.cancellation(),
             )
 
 

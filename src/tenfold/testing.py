@@ -11,6 +11,7 @@ def test_mine():
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from torch.func import functional_call
 
 from tenfold._candidates import Candidate, priced
 from tenfold._data import Inputs
-from tenfold._factored import Factored, grouped
+from tenfold._factored import Factored
+from tenfold._layers import matrices
 from tenfold._method import Method, Site
 from tenfold._plan import Rank
 from tenfold._trace import Graph, trace
@@ -57,6 +59,14 @@ AWKWARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "one output channel": (lambda: nn.Conv2d(9, 1, 3), (1, 9, 6, 6)),
     "one input channel": (lambda: nn.Conv2d(1, 9, 3), (1, 1, 6, 6)),
     "kernel wider than tall": (lambda: nn.Conv2d(4, 6, (1, 7), padding=(0, 3)), (1, 4, 5, 9)),
+    "transposed": (lambda: nn.ConvTranspose2d(6, 5, 3, stride=2, padding=1, output_padding=1), (2, 6, 4, 5)),
+    "transposed, grouped, dilated": (
+        lambda: nn.ConvTranspose2d(6, 8, (2, 3), stride=(1, 2), dilation=2, groups=2, bias=False),
+        (1, 6, 4, 5),
+    ),
+    "transposed 1d": (lambda: nn.ConvTranspose1d(6, 7, 4, stride=2, padding=1), (2, 6, 9)),
+    "transposed 3d": (lambda: nn.ConvTranspose3d(3, 4, (1, 2, 2), stride=(1, 2, 1)), (1, 3, 2, 3, 3)),
+    "embedding": (lambda: nn.Embedding(30, 12, padding_idx=0), (2, 7)),
     "more outputs than a patch has values": (lambda: nn.Conv2d(2, 40, 3), (1, 2, 6, 6)),
 }
 
@@ -79,7 +89,11 @@ class Case:
 
     def _set(self, layer: nn.Module, shape: tuple[int, ...], method: Method, dtype: torch.dtype) -> None:
         self.model = nn.Sequential(layer).to(dtype).eval()
-        self.input = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+        generator = torch.Generator().manual_seed(0)
+        if isinstance(layer, nn.Embedding):
+            self.input = torch.randint(0, layer.num_embeddings, shape, generator=generator)
+        else:
+            self.input = torch.randn(shape, generator=generator, dtype=dtype)
         self.method = method
         self.graph: Graph = trace(self.model, Inputs((self.input,), {}))
         self.sites: list[Site] = list(method.sites(self.graph))
@@ -134,10 +148,10 @@ def curve_falls_to_nothing(case: Case) -> None:
     assert curve.errors.min() >= 0
     errors = {tuple(map(int, rank)): float(error) for rank, error in zip(curve.ranks, curve.errors, strict=True)}
     for axis in range(curve.ranks.shape[1]):
+        values = sorted({rank[axis] for rank in errors})
+        following = dict(pairwise(values))
         for rank, error in errors.items():
-            values = sorted({r[axis] for r in errors})
-            higher = values[min(values.index(rank[axis]) + 1, len(values) - 1)]
-            above = errors.get((*rank[:axis], higher, *rank[axis + 1 :]))
+            above = errors.get((*rank[:axis], following.get(rank[axis], rank[axis]), *rank[axis + 1 :]))
             assert above is None or above <= error, f"{rank}: the error rises from {error} to {above}"
     full = case.method.full_rank(case.sites[0])
     assert errors[full] <= 1e-20 * _energy(case), f"full rank {full} leaves {errors[full]}"
@@ -209,4 +223,4 @@ def _close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def _energy(case: Case) -> float:
-    return float(grouped(case.dense).square().sum())
+    return float(matrices(case.dense).square().sum())

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from tenfold._factored import DENSE_TYPES, Factored, channels, factor, grouped, kernel_axes, write, write_bias
+from tenfold._factored import Factored
+from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, matrices, write, write_bias
 from tenfold._linalg import hooi, hosvd
 from tenfold._method import Curve, Method, Site, levels
 from tenfold._plan import Rank
@@ -21,19 +22,19 @@ class Tucker(Method):
     `1x1` to R1 channels, the kernel from R1 to R2, `1x1` to O: I R1 + R1 R2 K + R2 O parameters. The rank is
     (R1, R2), a group. Factors by higher-order orthogonal iteration (De Lathauwer, De Moor & Vandewalle 2000);
     the curve is that of its starting point, the truncated higher-order SVD, so the fit is never worse. Serves
-    Linear and Conv1d, 2d, 3d. Exact at full rank, (min(I, OK), min(O, IK)) of one group.
+    Linear, Embedding, and Conv and ConvTranspose 1d, 2d, 3d. Exact at full rank, (min(I, OK), min(O, IK)) of one group.
     """
 
     name: ClassVar[str] = "tucker"
     twin_of_svd: ClassVar[bool] = True
-    serves: ClassVar[tuple[type[nn.Module], ...]] = DENSE_TYPES
+    serves: ClassVar[tuple[type[nn.Module], ...]] = LAYERS
 
     def unfoldings(self, site: Site) -> tuple[Tensor, ...]:
-        weight_goik = grouped(site.modules[0])
+        weight_goik = matrices(site.modules[0])
         return weight_goik.transpose(1, 2).flatten(2), weight_goik.flatten(2)
 
     def curve(self, site: Site) -> Curve:
-        weight_goik = grouped(site.modules[0])
+        weight_goik = matrices(site.modules[0])
         core_gsrk = hosvd(weight_goik)[2].transpose(1, 2)
         energy_sr = core_gsrk.square().sum((0, 3)).cpu()
         full_s, full_r = energy_sr.shape
@@ -50,27 +51,28 @@ class Tucker(Method):
 
     def clamped(self, site: Site, rank: Rank) -> Rank:
         s, r = super().clamped(site, rank)
-        positions = grouped(site.modules[0]).shape[-1]
+        positions = matrices(site.modules[0]).shape[-1]
         r = min(r, s * positions)  # the core's output mode has no higher rank
         return min(s, r * positions), r
 
     def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
         (dense,) = site.modules
         inputs, outputs = channels(dense)
-        middle_s, middle_r = (entry * getattr(dense, "groups", 1) for entry in rank)
+        middle_s, middle_r = (entry * groups(dense) for entry in rank)
+        axes = range(len(kernel_size(dense)))
         return (
             Factored.of(
                 dense,
-                factor(dense, inputs, middle_s),
-                factor(dense, middle_s, middle_r, axes=kernel_axes(dense)),
-                factor(dense, middle_r, outputs, bias=dense.bias is not None),
+                factor(dense, inputs, middle_s, entry=True),
+                factor(dense, middle_s, middle_r, axes=axes),
+                factor(dense, middle_r, outputs, bias=has_bias(dense)),
             ),
         )
 
     def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
         (dense,), (factored,) = site.modules, new
-        u_gor, u_gis, core_grsk = hooi(grouped(dense), rank[1], rank[0])
-        write(factored[0].weight, u_gis.mT)
-        write(factored[1].weight, core_grsk)
-        write(factored[2].weight, u_gor)
+        u_gor, u_gis, core_grsk = hooi(matrices(dense), rank[1], rank[0])
+        write(factored[0], u_gis.mT)
+        write(factored[1], core_grsk)
+        write(factored[2], u_gor)
         write_bias(dense, factored)

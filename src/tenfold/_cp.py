@@ -1,0 +1,182 @@
+"""Canonical polyadic decomposition of plain tensors, in float64; the first dimension is a batch.
+
+A fit is a list of factors `(g, n_m, r)`, one for each mode: `w[g, n_1, ..., n_M] ~ sum_r prod_m factor_m[g, n_m, r]`.
+The first and the last mode are the large ones (channels); those between are the kernel's.
+"""
+
+# g batch, i first mode, o last mode, k all modes between, flattened, r rank
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tenfold._linalg import discarded, leading_columns, spectrum, truncated
+
+Factors = list[Tensor]
+
+
+def sliced_errors(weight: Tensor) -> Tensor:
+    """Squared errors `(g, r + 1)` of `sliced` at ranks 0, 1, 2, ..., from spectra alone."""
+    slices_gkio, _ = _slices(weight)
+    energies = torch.stack([spectrum(piece) for piece in slices_gkio]).flatten(1)
+    return discarded(energies.sort(descending=True).values)
+
+
+def sliced(weight: Tensor, rank: int) -> Factors:
+    """A sum of r orthogonal rank-one terms, in closed form.
+
+    In an orthonormal basis of each kernel mode the tensor falls into slices, one matrix a kernel function. The
+    singular triples of all slices are orthogonal terms of which the largest r are taken. Exact when r is the number
+    of slices times the smaller channel mode; a start for `alternating` without cancelling terms.
+    """
+    slices_gkio, bases = _slices(weight)
+    fits = []
+    for piece_kio in slices_gkio:
+        energies = spectrum(piece_kio)
+        picked = energies.flatten().argsort(descending=True, stable=True)[:rank]
+        slice_r, triple_r = picked // energies.shape[1], picked % energies.shape[1]
+        left, right = truncated(piece_kio, int(triple_r.max()) + 1)
+        first, last = left[slice_r, :, triple_r].T, right[slice_r, triple_r].T
+        fits.append((slice_r, first, last))
+    sizes = [basis.shape[-1] for basis in bases]
+    rows = torch.stack([slice_r for slice_r, _, _ in fits])
+    middle = [
+        torch.stack([basis[g][:, row] for g, row in enumerate(rows // prod(sizes[m + 1 :]) % sizes[m])])
+        for m, basis in enumerate(bases)
+    ]
+    return [torch.stack([f[1] for f in fits]), *middle, torch.stack([f[2] for f in fits])]
+
+
+def alternating(weight: Tensor, factors: Factors, sweeps: int) -> Factors:
+    """Alternating least squares: each factor in turn is the best for the others, so the error never rises.
+
+    Stops early when a sweep gains less than 1e-5 of the error. Channel modes are contracted first and once a sweep
+    each: what is stored besides the weight is r / n_o of it, never the product of the other modes.
+    """
+    factors, error = _balanced(factors), squared_error(weight, factors)
+    rounding = 1e-14 * float(weight.square().sum())  # errors below come from cancelling energies
+    for _ in range(sweeps):
+        swept, now = _sweep(weight, factors, _solved)
+        if not rounding < now < error:
+            break
+        gained, factors, error = error - now, _balanced(swept), now
+        if gained <= 1e-5 * error:
+            break
+    return factors
+
+
+def corrected(weight: Tensor, factors: Factors, limit: float, *, sweeps: int = 5) -> Factors:
+    """Error-preserving correction (Phan et al. 2020, arXiv 2008.05441): less cancellation at the same error.
+
+    Minimises the summed squared norms of the rank-one terms under a squared error of at most `limit`, one factor at
+    a time: `X = M (G + t D)^-1`, where D holds the squared norms of the terms without X, and t >= 0 is the largest
+    that keeps the error.
+    """
+    energy = float(weight.square().sum())
+    for _ in range(sweeps):
+        swept, _ = _sweep(weight, factors, lambda gram, target: _ridge(gram, target, energy, limit))
+        if squared_error(weight, swept) > limit or cancellation(swept) >= cancellation(factors):
+            break
+        factors = _balanced(swept)
+    return factors
+
+
+def squared_error(weight: Tensor, factors: Factors) -> float:
+    """`||w - fit||^2`, from the residual itself: as a difference of energies a small one would drown in rounding."""
+    return float((weight - rebuilt(factors)).square().sum())
+
+
+def rebuilt(factors: Factors) -> Tensor:
+    """The tensor that the factors stand for."""
+    first, *middle, last = factors
+    rows = reduce(lambda a, b: (a[:, :, None] * b[:, None]).flatten(1, 2), middle, first)
+    return (rows @ last.mT).unflatten(1, [f.shape[1] for f in (first, *middle)])
+
+
+def cancellation(factors: Factors) -> float:
+    """The summed squared norms of the rank-one terms."""
+    return float(reduce(torch.mul, [factor.square().sum(1) for factor in factors]).sum())
+
+
+def _sweep(weight: Tensor, factors: Factors, solve: Callable[[Tensor, Tensor], Tensor]) -> tuple[Factors, float]:
+    """Solve for each factor in turn, given the Gram matrix of the others and their product with the weight."""
+    first, *middle, last = factors
+    count = len(middle)
+    kernel_axes = "abcd"[:count]
+    kernel_terms = [f"g{axis}r" for axis in kernel_axes]
+    by_last = _contracted(weight, last, "last")  # (g, i, *kernel, r)
+    first = solve(
+        _gram([*middle, last]),
+        torch.einsum(",".join([f"gi{kernel_axes}r", *kernel_terms]) + "->gir", by_last, *middle),
+    )
+    for m, axis in enumerate(kernel_axes):
+        others = [f for n, f in enumerate(middle) if n != m]
+        terms = [t for n, t in enumerate(kernel_terms) if n != m]
+        target = torch.einsum(",".join([f"gi{kernel_axes}r", "gir", *terms]) + f"->g{axis}r", by_last, first, *others)
+        middle[m] = solve(_gram([first, *others, last]), target)
+    del by_last
+    by_first = _contracted(weight, first, "first")  # (g, r, *kernel, o)
+    target = torch.einsum(",".join([f"gr{kernel_axes}o", *kernel_terms]) + "->gor", by_first, *middle)
+    gram = _gram([first, *middle])
+    last = solve(gram, target)
+    error = weight.square().sum() - 2 * (target * last).sum() + (gram * (last.mT @ last)).sum()
+    return [first, *middle, last], float(error)
+
+
+def _contracted(weight: Tensor, factor: Tensor, mode: str) -> Tensor:
+    if mode == "last":
+        flat = weight.flatten(1, -2) @ factor
+        return flat.unflatten(1, weight.shape[1:-1])
+    return (factor.mT @ weight.flatten(2)).unflatten(2, weight.shape[2:])
+
+
+def _gram(factors: Sequence[Tensor]) -> Tensor:
+    return reduce(torch.mul, [factor.mT @ factor for factor in factors])
+
+
+def _solved(gram: Tensor, target: Tensor) -> Tensor:
+    # A ridge at rounding level: the Gram matrix of terms that nearly agree is singular.
+    level = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + level * eye, target.mT).mT
+
+
+def _ridge(gram: Tensor, target: Tensor, energy: float, limit: float) -> Tensor:
+    norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()  # of each term without this factor
+    values, vectors = torch.linalg.eigh(gram / (norms[:, :, None] * norms[:, None]))
+    values = values.clamp_min(1e-12 * values.amax(-1, keepdim=True))
+    rotated = (target / norms[:, None]) @ vectors
+    columns = rotated.square().sum(1)
+
+    def error(t: float) -> float:
+        return energy - float((columns * (values + 2 * t) / (values + t).square()).sum())
+
+    low, high = 1e-12, float(values.max())
+    if error(low) > limit:
+        return (rotated / values[:, None]) @ vectors.mT / norms[:, None]
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if error(middle) <= limit else (low, middle)
+    return (rotated / (values + low)[:, None]) @ vectors.mT / norms[:, None]
+
+
+def _balanced(factors: Factors) -> Factors:
+    # Every term spreads its norm evenly over its factors, so that no Gram matrix is badly scaled.
+    norms = [factor.norm(dim=1, keepdim=True).clamp_min(1e-150) for factor in factors]
+    mean = reduce(torch.mul, norms) ** (1 / len(factors))
+    return [factor / norm * mean for factor, norm in zip(factors, norms, strict=True)]
+
+
+def _slices(weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The slices `(g, k, i, o)` in orthonormal bases of the kernel modes, and these bases `(g, n_m, n_m)`."""
+    bases = []
+    for m in range(2, weight.dim() - 1):
+        unfolded = weight.movedim(m, 1).flatten(2)
+        basis = leading_columns(unfolded, min(unfolded.shape[1:]))
+        bases.append(basis)
+        weight = torch.einsum("gn...,gnl->gl...", weight.movedim(m, 1), basis).movedim(1, m)
+    slices = weight.flatten(2, -2) if weight.dim() > 3 else weight[:, :, None]
+    return slices.transpose(1, 2), bases

@@ -1,0 +1,136 @@
+"""The layers that methods serve: their weights in one form, and factor layers that stand in their place."""
+
+# g groups, o outputs a group, i inputs a group, ... kernel axes, k kernel positions
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding)
+
+
+def channels(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs: channels, features, or rows and columns of an embedding."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, nn.Embedding):
+        return layer.num_embeddings, layer.embedding_dim
+    return layer.in_channels, layer.out_channels
+
+
+def groups(layer: Any) -> int:
+    """Groups of a convolution; 1 otherwise."""
+    return getattr(layer, "groups", 1)
+
+
+def kernel_size(layer: Any) -> tuple[int, ...]:
+    """One number for each kernel axis; none for Linear and Embedding."""
+    return getattr(layer, "kernel_size", ())
+
+
+def is_pointwise(layer: Any) -> bool:
+    """Whether the layer is one matrix (a group): Linear, Embedding, or a kernel of one position."""
+    return prod(kernel_size(layer)) == 1
+
+
+def kernels(layer: Any) -> Tensor:
+    """The weight as `(g, o, i, *kernel)`, whatever way the layer stores it."""
+    if hasattr(layer, "kernels"):
+        return layer.kernels()
+    return from_stored(type(layer), layer.weight, groups(layer))
+
+
+def from_stored(kind: type, weight: Tensor, groups: int) -> Tensor:
+    """`(g, o, i, *kernel)` from a weight as this kind of layer stores it."""
+    if issubclass(kind, nn.Embedding):
+        return weight.T[None]
+    parted = weight.unflatten(0, (groups, weight.shape[0] // groups))
+    return parted.transpose(1, 2) if issubclass(kind, TRANSPOSED) else parted
+
+
+def to_stored(kind: type, kernels: Tensor) -> Tensor:
+    """The inverse of `from_stored`."""
+    if issubclass(kind, nn.Embedding):
+        return kernels[0].T
+    return (kernels.transpose(1, 2) if issubclass(kind, TRANSPOSED) else kernels).flatten(0, 1)
+
+
+def matrices(layer: Any) -> Tensor:
+    """The weight as `(g, o, i, k)` in float64."""
+    weight = kernels(layer).detach().double()
+    return weight.flatten(3) if weight.dim() > 3 else weight[..., None]
+
+
+def write(factor: Any, values: Tensor) -> None:
+    """Write `values`, in any shape that flattens to `(g, o, i, *kernel)`, as a factor's weight."""
+    shape = from_stored(type(factor), factor.weight, groups(factor)).shape
+    with torch.no_grad():
+        factor.weight.copy_(to_stored(type(factor), values.reshape(shape)))
+
+
+def write_bias(dense: Any, factored: Any) -> None:
+    """The dense bias goes on the last factor: on an earlier one, zero padding would spoil it at the border."""
+    if (bias := getattr(dense, "bias", None)) is not None:
+        with torch.no_grad():
+            factored.bias.copy_(bias)
+
+
+def has_bias(layer: Any) -> bool:
+    """Whether the layer adds a bias."""
+    return getattr(layer, "bias", None) is not None
+
+
+def factor(
+    like: Any,
+    inputs: int,
+    outputs: int,
+    *,
+    axes: Iterable[int] = (),
+    bias: bool = False,
+    entry: bool = False,
+    depthwise: bool = False,
+) -> nn.Module:
+    """A factor layer of `like`, from `inputs` to `outputs` channels, that spans the given kernel axes.
+
+    Stride, padding and dilation of an axis go with the factor that spans it; a factor that spans none is pointwise.
+    Groups are the dense layer's, unless the factor is `depthwise`. `entry` marks the factor that takes the layer's
+    own input: for an embedding, the lookup. The dtype is the dense weight's.
+    """
+    dtype: torch.dtype = like.weight.dtype
+    if isinstance(like, nn.Embedding) and entry:
+        rules: dict[str, Any] = {
+            "padding_idx": like.padding_idx,
+            "scale_grad_by_freq": like.scale_grad_by_freq,
+            "sparse": like.sparse,
+        }
+        return nn.Embedding(inputs, outputs, **rules, dtype=dtype)
+    if isinstance(like, (nn.Linear, nn.Embedding)):
+        return nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
+    spanned = set(axes)
+
+    def along(values: Any, otherwise: int) -> Any:
+        return tuple(value if axis in spanned else otherwise for axis, value in enumerate(values))
+
+    settings: dict[str, Any] = {
+        "stride": along(like.stride, 1),
+        # "same" and "valid" stay words: an even kernel pads unevenly, and pointwise axes get nothing either way.
+        "padding": like.padding if spanned and isinstance(like.padding, str) else along(_sides(like), 0),
+        "dilation": along(like.dilation, 1),
+        "groups": inputs if depthwise else like.groups,
+        "bias": bias,
+        "padding_mode": like.padding_mode if spanned else "zeros",
+        "dtype": dtype,
+    }
+    if isinstance(like, TRANSPOSED) and spanned:
+        settings["output_padding"] = along(like.output_padding, 0)
+    kind = type(like) if spanned or not isinstance(like, TRANSPOSED) else CONVOLUTIONS[TRANSPOSED.index(type(like))]
+    return kind(inputs, outputs, along(like.kernel_size, 1), **settings)
+
+
+def _sides(conv: Any) -> tuple[int, ...]:
+    return (0,) * len(conv.kernel_size) if isinstance(conv.padding, str) else conv.padding

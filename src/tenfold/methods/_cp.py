@@ -1,0 +1,99 @@
+"""Canonical polyadic decomposition: a sum of rank-one kernels, run as depthwise convolutions."""
+
+# O outputs, I inputs, H x W kernel, K = HW, R rank (a group), g groups
+
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from tenfold._cp import alternating, cancellation, corrected, sliced, sliced_errors, squared_error
+from tenfold._errors import TenfoldError
+from tenfold._factored import Factored
+from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, kernels, write, write_bias
+from tenfold._method import Curve, Method, Site, levels
+from tenfold._plan import Rank
+
+_WORK = 2e9  # multiply-adds that one rank of the curve may take: large layers get fewer sweeps, or none
+_SLACK = 1.01  # by how much the correction of cancelling terms may raise the error
+_HEALTHY = 2.0  # summed squared norms of the terms over that of the weight, above which terms are corrected
+
+
+@dataclass(frozen=True)
+class CP(Method):
+    """`W_oihw ~ sum_r A_ir B_hr C_wr D_or`: `1x1` to R channels, depthwise, `1x1` to O (Lebedev et al. 2015).
+
+    - `factors=3`: the kernel kept whole, one depthwise `H x W`: R(I + HW + O) parameters (Denton et al. 2014).
+    - `factors=4`: depthwise `H x 1`, then `1 x W`: R(I + H + W + O) parameters (arXiv 1412.6553).
+
+    Starts from orthogonal terms in closed form, improves by alternating least squares, and where terms come to
+    cancel, corrects them at the same error (Phan et al. 2020, arXiv 2008.05441). Serves Conv and ConvTranspose 1d,
+    2d, 3d; the rank is one number, a group. Exact at full rank, K min(I, O) of one group. For Linear, Embedding and
+    pointwise layers, it is the plain SVD.
+    """
+
+    name: ClassVar[str] = "cp"
+    twin_of_svd: ClassVar[bool] = True
+    serves: ClassVar[tuple[type[nn.Module], ...]] = LAYERS
+    factors: Literal[3, 4] = 3
+
+    def __post_init__(self) -> None:
+        if self.factors not in (3, 4):
+            raise TenfoldError(f"CP has no form with {self.factors!r} factors; use 3 or 4.")
+
+    def unfoldings(self, site: Site) -> tuple[Tensor, ...]:  # noqa: ARG002  a rank-one term truncates no one matrix
+        return ()
+
+    def full_rank(self, site: Site) -> Rank:
+        shape = self._weight(site).shape[1:]
+        slices = prod(min(size, prod(shape) // size) for size in shape[1:-1])
+        return (min(shape[0], shape[-1]) * slices,)
+
+    def curve(self, site: Site) -> Curve:
+        weight = self._weight(site)
+        closed = sliced_errors(weight).sum(0)[1:].cpu().numpy()
+        # The closed form is known at every rank; by how much alternating steps improve it is found at some.
+        tried, ranks = levels(len(closed), 20), np.arange(1, len(closed) + 1)
+        left = np.array([_error_left(weight, int(rank), float(closed[rank - 1])) for rank in tried])
+        above = np.searchsorted(tried, ranks)
+        errors = closed * np.maximum(left[above], left[np.maximum(above - (tried[above] > ranks), 0)])
+        # Alternating steps at a higher rank may get stuck above those at a lower one.
+        return Curve(ranks[:, None], np.maximum.accumulate(errors[::-1])[::-1])
+
+    def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
+        (dense,) = site.modules
+        (inputs, outputs), axes = channels(dense), range(len(kernel_size(dense)))
+        middle = rank[0] * groups(dense)
+        spans = [(axis,) for axis in axes] if self.factors == 4 else [axes] * bool(axes)
+        depthwise = [factor(dense, middle, middle, axes=span, depthwise=True) for span in spans]
+        first, last = factor(dense, inputs, middle, entry=True), factor(dense, middle, outputs, bias=has_bias(dense))
+        return (Factored.of(dense, first, *depthwise, last),)
+
+    def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
+        (dense,), (factored,) = site.modules, new
+        weight = self._weight(site)
+        terms = alternating(weight, sliced(weight, rank[0]), _sweeps(weight, rank[0], 100, 40 * _WORK))
+        if cancellation(terms) > _HEALTHY * float(weight.square().sum()):
+            terms = corrected(weight, terms, _SLACK * squared_error(weight, terms))
+        for module, values in zip(factored, terms, strict=True):
+            write(module, values if module is factored[-1] else values.mT)
+        write_bias(dense, factored)
+
+    def _weight(self, site: Site) -> Tensor:
+        """`(g, I, *kernel modes, O)` in float64."""
+        weight = kernels(site.modules[0]).detach().double().movedim(1, -1)
+        return weight.flatten(2, -2) if self.factors == 3 and weight.dim() > 3 else weight
+
+
+def _error_left(weight: Tensor, rank: int, closed: float) -> float:
+    """The error after a few alternating sweeps over that of the closed form, at most 1."""
+    sweeps = _sweeps(weight, rank, 10, _WORK)
+    if sweeps == 0 or closed <= 1e-12 * float(weight.square().sum()):
+        return 1.0
+    return min(1.0, _SLACK * squared_error(weight, alternating(weight, sliced(weight, rank), sweeps)) / closed)
+
+
+def _sweeps(weight: Tensor, rank: int, most: int, work: float) -> int:
+    return min(most, int(work / (4 * weight.numel() * rank)))
