@@ -8,7 +8,7 @@ from torch import nn
 
 import tenfold
 from tenfold import Budget, Ranks
-from tenfold.methods import SVD, Tucker
+from tenfold.methods import CP, SVD, SpatialSVD, TensorTrain, Tucker
 
 
 def torchvision_model(name, **kwargs):
@@ -34,7 +34,7 @@ NETS = {
     "beit": (lambda: timm_model("beit_base_patch16_224", depth=2), (1, 3, 224, 224)),
     "transformer encoder": (transformer, (2, 7, 32)),
 }
-METHODS = {"svd": [SVD()], "svd input": [SVD("input")], "tucker": [Tucker()]}
+METHODS = {"svd": [SVD()], "svd input": [SVD("input")], "tucker": [Tucker()], "tt": [TensorTrain()]}
 
 
 @pytest.mark.parametrize(
@@ -87,21 +87,21 @@ def test_layers_read_by_fused_code_stay_dense_and_say_so(net, pattern, reason):
 def test_half_means_half(net, limit):
     build, shape = NETS[net]
     model, x = randomised(build()), images(*shape)
-    found = tenfold.options(model, example=x)
+    found = tenfold.options(model, example=x, methods=[SVD(), Tucker()])
     small = tenfold.measure(tenfold.apply(model, found.plan(Budget(**{limit: 0.5}))), x)
     assert 0.49 <= getattr(small, limit) / getattr(found.dense, limit) <= 0.5
 
 
 def test_training_reaches_every_factor():
     model, x = randomised(NETS["resnet18"][0]()), images(2, 3, 64, 64)
-    small = tenfold.compress(model, Budget(params=0.3), example=x).model.train()
+    small = tenfold.compress(model, Budget(params=0.3), example=x, methods=[SpatialSVD(), CP()]).model.train()
     small(x).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in small.parameters())
 
 
 def test_trained_networks_use_their_budget(shared_data):
     model, x = trained("resnet20", "cifar10-jpeg"), images(1, 3, 32, 32)
-    for methods in ([SVD()], [SVD("input")], [Tucker()], None):
+    for methods in ([SVD()], [SVD("input")], [Tucker()], [SpatialSVD()], [CP()], [CP(4)], None):
         found = tenfold.options(model, example=x, methods=methods)
         for share in (0.7, 0.5, 0.35, 0.2):
             small = tenfold.apply(model, found.plan(Budget(params=share)))

@@ -10,6 +10,9 @@ from torch import nn
 
 import tenfold
 from tenfold import Budget
+from tenfold.methods import SVD, Tucker
+
+METHODS = [SVD(), SVD("input"), Tucker()]
 
 
 def resnet50():
@@ -29,7 +32,7 @@ def test_planning_takes_at_most_one_and_a_half_svds_of_every_layer():
             torch.linalg.svd(unfolding, full_matrices=False)
 
     def planned_and_applied():
-        tenfold.apply(model, tenfold.plan(model, Budget(params=0.5), example=x))
+        tenfold.apply(model, tenfold.plan(model, Budget(params=0.5), example=x, methods=METHODS))
 
     def seconds(run):
         start = time.perf_counter()
@@ -44,13 +47,14 @@ PEAK = """
 import resource, sys
 sys.path.insert(0, {tests!r})
 import conftest, torch, torchvision, tenfold, highspy
+from test_speed import METHODS
 model, x = torchvision.models.resnet50(weights=None).eval(), torch.randn(1, 3, 224, 224)
 size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
 with torch.no_grad():
     model(x)  # what running the network takes is not planning's
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-tenfold.apply(model, tenfold.plan(model, tenfold.Budget(params=0.5), example=x))
+tenfold.apply(model, tenfold.plan(model, tenfold.Budget(params=0.5), example=x, methods=METHODS))
 print((peak() - before + size) / size)
 """
 

@@ -75,9 +75,9 @@ def corrected(weight: Tensor, factors: Factors, limit: float, *, sweeps: int = 5
     a time: `X = M (G + t D)^-1`, where D holds the squared norms of the terms without X, and t >= 0 is the largest
     that keeps the error.
     """
-    energy = float(weight.square().sum())
+    energy, aim = float(weight.square().sum()), limit * (1 - 1e-9)  # rounding must not cross the limit
     for _ in range(sweeps):
-        swept, _ = _sweep(weight, factors, lambda gram, target: _ridge(gram, target, energy, limit))
+        swept, _ = _sweep(weight, factors, lambda gram, target: _ridge(gram, target, energy, aim))
         if squared_error(weight, swept) > limit or cancellation(swept) >= cancellation(factors):
             break
         factors = _balanced(swept)

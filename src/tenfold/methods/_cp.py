@@ -7,6 +7,7 @@ from math import prod
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tenfold._cp import alternating, cancellation, corrected, sliced, sliced_errors, squared_error
@@ -16,7 +17,8 @@ from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_s
 from tenfold._method import Curve, Method, Site, levels
 from tenfold._plan import Rank
 
-_WORK = 2e9  # multiply-adds that one rank of the curve may take: large layers get fewer sweeps, or none
+# Multiply-adds that alternating sweeps may take, for a rank of the curve and for the weights: large layers get fewer.
+_CURVE_WORK, _FILL_WORK = 3e8, 4e10
 _SLACK = 1.01  # by how much the correction of cancelling terms may raise the error
 _HEALTHY = 2.0  # summed squared norms of the terms over that of the weight, above which terms are corrected
 
@@ -54,9 +56,9 @@ class CP(Method):
     def curve(self, site: Site) -> Curve:
         weight = self._weight(site)
         closed = sliced_errors(weight).sum(0)[1:].cpu().numpy()
-        # The closed form is known at every rank; by how much alternating steps improve it is found at some.
+        # The closed form is known at every rank; by how much alternating sweeps improve it is found at some.
         tried, ranks = levels(len(closed), 20), np.arange(1, len(closed) + 1)
-        left = np.array([_error_left(weight, int(rank), float(closed[rank - 1])) for rank in tried])
+        left = _errors_left(weight, tried, closed[tried - 1])
         above = np.searchsorted(tried, ranks)
         errors = closed * np.maximum(left[above], left[np.maximum(above - (tried[above] > ranks), 0)])
         # Alternating steps at a higher rank may get stuck above those at a lower one.
@@ -74,7 +76,7 @@ class CP(Method):
     def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
         (dense,), (factored,) = site.modules, new
         weight = self._weight(site)
-        terms = alternating(weight, sliced(weight, rank[0]), _sweeps(weight, rank[0], 100, 40 * _WORK))
+        terms = alternating(weight, sliced(weight, rank[0]), _sweeps(weight, rank[0], 100, _FILL_WORK))
         if cancellation(terms) > _HEALTHY * float(weight.square().sum()):
             terms = corrected(weight, terms, _SLACK * squared_error(weight, terms))
         for module, values in zip(factored, terms, strict=True):
@@ -87,12 +89,17 @@ class CP(Method):
         return weight.flatten(2, -2) if self.factors == 3 and weight.dim() > 3 else weight
 
 
-def _error_left(weight: Tensor, rank: int, closed: float) -> float:
-    """The error after a few alternating sweeps over that of the closed form, at most 1."""
-    sweeps = _sweeps(weight, rank, 10, _WORK)
-    if sweeps == 0 or closed <= 1e-12 * float(weight.square().sum()):
-        return 1.0
-    return min(1.0, _SLACK * squared_error(weight, alternating(weight, sliced(weight, rank), sweeps)) / closed)
+def _errors_left(weight: Tensor, ranks: NDArray[np.int64], closed: NDArray[np.float64]) -> NDArray[np.float64]:
+    """At each rank, the error after a few alternating sweeps over that of the closed form, at most 1."""
+    left, sweeps = np.ones(len(ranks)), [_sweeps(weight, int(rank), 10, _CURVE_WORK) for rank in ranks]
+    worth = [n for n, count in enumerate(sweeps) if count >= 3 and closed[n] > 1e-12 * float(weight.square().sum())]
+    if not worth:
+        return left
+    terms = sliced(weight, int(ranks[worth[-1]]))  # the largest first: a lower rank takes the leading ones
+    for n in worth:
+        start = [factor[..., : ranks[n]] for factor in terms]
+        left[n] = min(1.0, _SLACK * squared_error(weight, alternating(weight, start, sweeps[n])) / closed[n])
+    return left
 
 
 def _sweeps(weight: Tensor, rank: int, most: int, work: float) -> int:

@@ -36,7 +36,7 @@ from tenfold._tt import alternating, balanced_modes, clamped, rebuilt, tt_svd, u
 
 Modes = tuple[tuple[int, ...], tuple[int, ...]]
 
-_LEVELS = 24  # ranks on the curve
+_LEVELS = 12  # ranks on the curve
 _SWEEPS = 10
 
 
