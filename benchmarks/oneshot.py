@@ -21,13 +21,21 @@ from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
 from benchmarks._score import correct, paired_interval, percent
-from tenfold.methods import SVD, Method, Tucker
+from tenfold.methods import CP, SVD, Method, SpatialSVD, TensorTrain, Tucker
 
 ROOT = Path(__file__).parent.parent
 NETS = ("resnet20", "resnet56")
 DATA, SPLIT = "cifar10-jpeg", "test"
 BUDGETS = (0.7, 0.5, 0.35)  # shares of the dense network's parameters
-ALONE: dict[str, Method] = {"svd-output": SVD("output"), "svd-input": SVD("input"), "tucker": Tucker()}
+ALONE: dict[str, Method] = {
+    "svd-output": SVD("output"),
+    "svd-input": SVD("input"),
+    "spatial": SpatialSVD(),
+    "tucker": Tucker(),
+    "cp3": CP(3),
+    "cp4": CP(4),
+    "tt": TensorTrain(),
+}
 MIXES: dict[str, Sequence[Method]] = {**{name: [method] for name, method in ALONE.items()}, "mix": [*ALONE.values()]}
 NORMS = "+norms"  # batch norms re-estimated after compression
 METHODS = tuple(mix + norms for mix in MIXES for norms in ("", NORMS))
