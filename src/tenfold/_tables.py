@@ -24,8 +24,8 @@ def inspected(options: Options) -> list[dict[str, Any]]:
                 continue
             enough = ladder.errors <= 1 - KEPT
             left = params + int(ladder.costs[enough, 0].min())
-            label = _label(ladder.candidate.step((1,)))
-            saves[label] = min(left / params, saves.get(label, np.inf))
+            method = ladder.candidate.method.name
+            saves[method] = min(left / params, saves.get(method, np.inf))
         rows.append(
             {
                 "layer": name,
@@ -44,7 +44,7 @@ def inspected(options: Options) -> list[dict[str, Any]]:
 def inspect_table(rows: list[dict[str, Any]]) -> Table:
     """The rows of `inspected`; the methods' columns show the share of the layer's parameters that would be left."""
     methods = list(dict.fromkeys(method for row in rows for method in row["left_at_90_percent_energy"]))
-    table = _table("layer", "shape", "params", "multiply-adds", "of all", *methods)
+    table = _table("layer", "shape", "params", "multiply\nadds", "of all", *methods)
     for row in rows:
         saves = row["left_at_90_percent_energy"]
         table.add_row(
@@ -154,8 +154,8 @@ def _weight_shape(module: Any) -> list[int]:
 
 
 def _table(*columns: str, numbers: bool = True) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0) if len(columns) > 5 else (0, 1))
     for index, column in enumerate(columns):
         right = numbers and index > 0
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
     return table
