@@ -47,13 +47,8 @@ class Ladder:
     dense: NDArray[np.int64]  # (3,), the cost of the dense layers
 
     def cheaper(self) -> "Ladder":
-        """The options that cost less than dense in something, and more in nothing.
-
-        A lookup has no multiply-adds, so that every factorisation of an embedding has more: there, only parameters
-        and bytes count.
-        """
-        counts = self.dense > 0
-        keep = (self.costs <= 0)[:, counts].all(axis=1) & (self.costs < 0).any(axis=1)
+        """The options that are `cheaper` than dense."""
+        keep = cheaper(self.costs, self.dense)
         return replace(self, ranks=self.ranks[keep], errors=self.errors[keep], costs=self.costs[keep])
 
     def step(self, index: int) -> Step:
@@ -101,15 +96,18 @@ class Options:
         """Parameters, multiply-adds and bytes of every layer as it is."""
         return {name: layer_cost(layer.module, layer.calls) for name, layer in self.graph.layers.items()}
 
+    def dense_cost(self, candidate: Candidate) -> NDArray[np.int64]:
+        """The cost of a candidate's layers as they are."""
+        return np.sum([self.dense_costs[name] for name in candidate.site.layers], axis=0)
+
     def change(self, candidate: Candidate, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """The cost of a candidate at each rank, less the cost of the dense layers."""
-        dense = np.sum([self.dense_costs[name] for name in candidate.site.layers], axis=0)
         layers = [self.graph.layers[name] for name in candidate.site.layers]
         alike = tuple((repr(layer.module), layer.module.weight.dtype, layer.calls) for layer in layers)
         key = (candidate.method, alike, ranks.tobytes())
         if key not in self._prices:  # repeated blocks have the same prices
             self._prices[key] = priced(candidate, self.graph, ranks)
-        return self._prices[key] - dense
+        return self._prices[key] - self.dense_cost(candidate)
 
     def change_of(self, step: Step) -> NDArray[np.int64]:
         """The cost of a step of a plan, less the cost of its dense layers."""
@@ -140,8 +138,8 @@ class Options:
         curve = candidate.method.curve(candidate.site)
         norms = [torch.linalg.vector_norm(m.weight.detach(), dtype=torch.float64) for m in candidate.site.modules]
         errors = curve.errors / max(sum(float(norm) ** 2 for norm in norms), 1e-300)
-        dense = np.sum([self.dense_costs[name] for name in candidate.site.layers], axis=0)
-        return Ladder(candidate, curve.ranks, errors, self.change(candidate, curve.ranks), dense)
+        changes = self.change(candidate, curve.ranks)
+        return Ladder(candidate, curve.ranks, errors, changes, self.dense_cost(candidate))
 
 
 def options(
@@ -188,6 +186,16 @@ def plan(
 ) -> Plan:
     """`options(model, ...).plan(target)`."""
     return options(model, example=example, methods=methods, freeze=freeze).plan(target)
+
+
+def cheaper(changes: NDArray[np.int64], dense: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which changes of cost, one a row, cost less than dense in something and more in nothing.
+
+    A lookup has no multiply-adds, so that every factorisation of an embedding has more: there, only parameters and
+    bytes count.
+    """
+    no_more, less = (changes <= 0)[:, dense > 0].all(axis=1), (changes < 0).any(axis=1)
+    return np.logical_and(no_more, less)
 
 
 def weighed(errors: NDArray[np.float64]) -> NDArray[np.float64]:

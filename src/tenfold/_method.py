@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tenfold._factored import Factored
+from tenfold._linalg import discarded, spectrum
 from tenfold._plan import Rank
 from tenfold._trace import Graph
 
@@ -80,6 +81,12 @@ class Method(ABC):
     def clamped(self, site: Site, rank: Rank) -> Rank:
         """The rank without what cannot matter: each entry lowered to where more of it gains nothing."""
         return tuple(map(min, rank, self.full_rank(site)))
+
+
+def matrix_curve(matrix_gmn: Tensor) -> Curve:
+    """The curve of the best low-rank fit of a matrix (a group): at every rank, the energy that it discards."""
+    errors = discarded(spectrum(matrix_gmn)).sum(0)[1:].cpu().numpy()
+    return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
 
 
 def levels(full: int, most: int) -> NDArray[np.int64]:

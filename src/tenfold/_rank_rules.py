@@ -10,7 +10,7 @@ from torch import nn
 
 from tenfold._apply import apply
 from tenfold._budget import Budget, Pool, pooled, unreachable
-from tenfold._candidates import Candidate, Options, Target
+from tenfold._candidates import Candidate, Options, Target, cheaper
 from tenfold._cost import LIMITED
 from tenfold._errors import TenfoldError
 from tenfold._linalg import evbmf_rank, spectrum
@@ -175,10 +175,10 @@ def _cheapest_of_each_site(
         if wanted is None:
             continue
         rank = candidate.method.clamped(candidate.site, wanted)
-        (change,) = options.change(candidate, np.array([rank]))
-        if cheaper_than_dense and not ((change <= 0).all() and (change < 0).any()):
+        change = options.change(candidate, np.array([rank]))
+        if cheaper_than_dense and not cheaper(change, options.dense_cost(candidate)).all():
             continue
-        layers, cost = candidate.site.layers, tuple(change.tolist())
+        layers, cost = candidate.site.layers, tuple(change[0].tolist())
         if layers not in best or cost < best[layers][0]:
             best[layers] = cost, candidate.step(rank)
     return [step for _, step in best.values()]
@@ -192,11 +192,13 @@ def _least_threshold(
     columns = [LIMITED.index(name) for name in limits]
     dense = np.array([getattr(options.dense, name) for name in limits])
 
+    prices = [_price(options, budget, pool) for pool, _, _ in tables]
+
     def chosen(threshold: float) -> list[tuple[Pool, int]]:
         picks = []
-        for pool, rows, harm in tables:
+        for (pool, rows, harm), price in zip(tables, prices, strict=True):
             if len(allowed := rows[harm <= threshold]):
-                picks.append((pool, int(allowed[_price(options, budget, pool)[allowed].argmin()])))
+                picks.append((pool, int(allowed[price[allowed].argmin()])))
         return picks
 
     def total(picks: list[tuple[Pool, int]]) -> NDArray[np.int64]:

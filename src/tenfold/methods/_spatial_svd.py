@@ -5,13 +5,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 from torch import Tensor, nn
 
 from tenfold._factored import Factored
 from tenfold._layers import channels, factor, groups, has_bias, kernels, write, write_bias
-from tenfold._linalg import discarded, spectrum, truncated
-from tenfold._method import Curve, Method, Site
+from tenfold._linalg import truncated
+from tenfold._method import Curve, Method, Site, matrix_curve
 from tenfold._plan import Rank
 
 
@@ -34,9 +33,7 @@ class SpatialSVD(Method):
         return (weight_goihw.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2),)
 
     def curve(self, site: Site) -> Curve:
-        (matrix,) = self.unfoldings(site)
-        errors = discarded(spectrum(matrix)).sum(0)[1:].cpu().numpy()
-        return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
+        return matrix_curve(*self.unfoldings(site))
 
     def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
         (dense,) = site.modules

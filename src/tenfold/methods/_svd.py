@@ -5,14 +5,13 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 from torch import Tensor, nn
 
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, matrices, write, write_bias
-from tenfold._linalg import discarded, spectrum, truncated
-from tenfold._method import Curve, Method, Site
+from tenfold._linalg import truncated
+from tenfold._method import Curve, Method, Site, matrix_curve
 from tenfold._plan import Rank
 
 
@@ -44,9 +43,7 @@ class SVD(Method):
         return (by_side.flatten(2),)
 
     def curve(self, site: Site) -> Curve:
-        (matrix,) = self.unfoldings(site)
-        errors = discarded(spectrum(matrix)).sum(0)[1:].cpu().numpy()
-        return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
+        return matrix_curve(*self.unfoldings(site))
 
     def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
         (dense,) = site.modules
