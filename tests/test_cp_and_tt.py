@@ -46,17 +46,27 @@ def test_alternating_never_raises_the_error():
     assert errors[-1] < 0.8 * errors[0]
 
 
-def test_cancelling_terms_are_corrected_at_the_same_error():
+def test_terms_that_would_cancel_without_end_are_held_and_corrected():
     """The tensor x x y + x y x + y x x has rank 3 and border rank 2: at rank 2, terms grow and cancel without end."""
     x, y = torch.eye(2, dtype=torch.float64)
     w = sum(torch.einsum("a,b,c->abc", *t) for t in ((x, x, y), (x, y, x), (y, x, x)))[None]
     fit = alternating(w, [tensor(1, 2, 2, seed=s) for s in range(3)], 3000)
     before, error = cancellation(fit) / float(w.square().sum()), squared_error(w, fit)
-    assert before > 20
-    limit = max(1.01 * error, 0.01)
-    mended = corrected(w, fit, limit, sweeps=200)
-    assert squared_error(w, mended) <= limit
-    assert cancellation(mended) / float(w.square().sum()) < before / 2
+    assert 15.9 < before < 16.001
+    assert error < 0.01 * float(w.square().sum())
+    mended = corrected(w, fit, 2.0, sweeps=200)
+    assert squared_error(w, mended) <= 2.001 * error
+    assert cancellation(mended) / float(w.square().sum()) < 0.8 * before
+
+
+def test_groups_of_small_tensors_do_not_degenerate():
+    """Many 2x2x2 tensors have no best fit of rank 2; each group is held for itself."""
+    for seed in range(40):
+        w = tensor(3, 1, 2, 2, 2, 1, seed=seed)
+        w[1] *= seed % 2  # a group of zeros harms no other
+        for rank in (1, 2, 3):
+            fit = corrected(w, alternating(w, sliced(w, rank), 100), 1.01)
+            assert cancellation(fit) <= 16.001 * float(w.square().sum())
 
 
 def test_the_report_shows_how_much_terms_cancel():

@@ -17,6 +17,8 @@ from tenfold._linalg import discarded, leading_columns, spectrum, truncated
 
 Factors = list[Tensor]
 
+_BOUND = 16.0  # summed squared norms of the terms over that of the weight, at most
+
 
 def sliced_errors(weight: Tensor) -> Tensor:
     """Squared errors `(g, r + 1)` of `sliced` at ranks 0, 1, 2, ..., from spectra alone."""
@@ -51,15 +53,19 @@ def sliced(weight: Tensor, rank: int) -> Factors:
 
 
 def alternating(weight: Tensor, factors: Factors, sweeps: int) -> Factors:
-    """Alternating least squares: each factor in turn is the best for the others, so the error never rises.
+    """Alternating least squares in which terms cannot grow against each other; the error never rises.
 
-    Stops early when a sweep gains less than 1e-5 of the error. Channel modes are contracted first and once a sweep
-    each: what is stored besides the weight is r / n_o of it, never the product of the other modes.
+    A tensor may have no best fit of a given rank: the error then falls on and on while terms grow without limit and
+    cancel (de Silva & Lim 2008, arXiv math/0607647). So the summed squared norms of the terms are held to `_BOUND`
+    times the weight's, each factor in turn being the best under this bound. Stops early when a sweep gains less than
+    1e-5 of the error. Channel modes are contracted first and once a sweep each: what is stored besides the weight is
+    r / n_o of it, never the product of the other modes.
     """
     factors, error = _balanced(factors), squared_error(weight, factors)
-    rounding = 1e-14 * float(weight.square().sum())  # errors below come from cancelling energies
+    energies = _energies(weight)
+    rounding = 1e-14 * float(energies.sum())  # errors below come from cancelling energies
     for _ in range(sweeps):
-        swept, now = _sweep(weight, factors, _solved)
+        swept, now = _sweep(weight, factors, lambda gram, target: _bounded(gram, target, _BOUND * energies))
         if not rounding < now < error:
             break
         gained, factors, error = error - now, _balanced(swept), now
@@ -68,17 +74,18 @@ def alternating(weight: Tensor, factors: Factors, sweeps: int) -> Factors:
     return factors
 
 
-def corrected(weight: Tensor, factors: Factors, limit: float, *, sweeps: int = 5) -> Factors:
-    """Error-preserving correction (Phan et al. 2020, arXiv 2008.05441): less cancellation at the same error.
+def corrected(weight: Tensor, factors: Factors, slack: float, *, sweeps: int = 5) -> Factors:
+    """Error-preserving correction (Phan et al. 2020, arXiv 2008.05441): less cancellation at about the same error.
 
-    Minimises the summed squared norms of the rank-one terms under a squared error of at most `limit`, one factor at
-    a time: `X = M (G + t D)^-1`, where D holds the squared norms of the terms without X, and t >= 0 is the largest
-    that keeps the error.
+    Minimises the summed squared norms of the rank-one terms under a squared error of at most `slack` times that of
+    `factors`, one factor at a time.
     """
-    energy, aim = float(weight.square().sum()), limit * (1 - 1e-9)  # rounding must not cross the limit
+    energies = _energies(weight)
+    limits = slack * _residuals(weight, factors) + 1e-14 * energies  # an exact fit may be as exact as rounding
+    aims = limits * (1 - 1e-9)  # rounding must not cross the limits
     for _ in range(sweeps):
-        swept, _ = _sweep(weight, factors, lambda gram, target: _ridge(gram, target, energy, aim))
-        if squared_error(weight, swept) > limit or cancellation(swept) >= cancellation(factors):
+        swept, _ = _sweep(weight, factors, lambda gram, target: _least(gram, target, energies, aims))
+        if (_residuals(weight, swept) > limits).any() or cancellation(swept) >= cancellation(factors):
             break
         factors = _balanced(swept)
     return factors
@@ -86,7 +93,7 @@ def corrected(weight: Tensor, factors: Factors, limit: float, *, sweeps: int = 5
 
 def squared_error(weight: Tensor, factors: Factors) -> float:
     """`||w - fit||^2`, from the residual itself: as a difference of energies a small one would drown in rounding."""
-    return float((weight - rebuilt(factors)).square().sum())
+    return float(_residuals(weight, factors).sum())
 
 
 def rebuilt(factors: Factors) -> Tensor:
@@ -137,30 +144,57 @@ def _gram(factors: Sequence[Tensor]) -> Tensor:
     return reduce(torch.mul, [factor.mT @ factor for factor in factors])
 
 
-def _solved(gram: Tensor, target: Tensor) -> Tensor:
+def _bounded(gram: Tensor, target: Tensor, bounds: Tensor) -> Tensor:
+    """The best factor of those whose terms have summed squared norms of at most the bound."""
     # A ridge at rounding level: the Gram matrix of terms that nearly agree is singular.
     level = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + level * eye, target.mT).mT
+    free = torch.linalg.solve(gram + level * eye, target.mT).mT
+    if ((free.square().sum(1) * gram.diagonal(dim1=-2, dim2=-1)).sum(-1) <= bounds).all():
+        return free
+    damped = _Damped(gram, target)
+    most = (damped.columns.sum(-1) / bounds.clamp_min(1e-300)).sqrt()  # there the terms are certainly small enough
+    return damped.at(_bisected(lambda t: damped.norms(t) > bounds, most)[1])
 
 
-def _ridge(gram: Tensor, target: Tensor, energy: float, limit: float) -> Tensor:
-    norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()  # of each term without this factor
-    values, vectors = torch.linalg.eigh(gram / (norms[:, :, None] * norms[:, None]))
-    values = values.clamp_min(1e-12 * values.amax(-1, keepdim=True))
-    rotated = (target / norms[:, None]) @ vectors
-    columns = rotated.square().sum(1)
+def _least(gram: Tensor, target: Tensor, energies: Tensor, limits: Tensor) -> Tensor:
+    """The factor whose terms have the least summed squared norms, of those with an error of at most the limit."""
+    damped = _Damped(gram, target)
+    return damped.at(_bisected(lambda t: energies - damped.explained(t) <= limits, damped.values.amax(-1))[0])
 
-    def error(t: float) -> float:
-        return energy - float((columns * (values + 2 * t) / (values + t).square()).sum())
 
-    low, high = 1e-12, float(values.max())
-    if error(low) > limit:
-        return (rotated / values[:, None]) @ vectors.mT / norms[:, None]
+class _Damped:
+    """`X(t) = M (G + t D)^-1`, where D holds the squared norms of the terms without X: norms against error."""
+
+    def __init__(self, gram: Tensor, target: Tensor) -> None:
+        scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()[:, None]
+        values, self.vectors = torch.linalg.eigh(gram / (scale.mT * scale))
+        self.values = values.clamp_min(1e-12 * values.amax(-1, keepdim=True))
+        self.scale, self.rotated = scale, (target / scale) @ self.vectors
+        self.columns = self.rotated.square().sum(1)
+
+    def at(self, t: Tensor) -> Tensor:
+        return (self.rotated / (self.values + t[:, None])[:, None]) @ self.vectors.mT / self.scale
+
+    def norms(self, t: Tensor) -> Tensor:
+        """The summed squared norms of the terms."""
+        return (self.columns / (self.values + t[:, None]).square()).sum(-1)
+
+    def explained(self, t: Tensor) -> Tensor:
+        """By how much the squared error is below the weight's energy."""
+        damped = self.values + t[:, None]
+        return (self.columns * (damped + t[:, None]) / damped.square()).sum(-1)
+
+
+def _bisected(low_side: Callable[[Tensor], Tensor], most: Tensor) -> tuple[Tensor, Tensor]:
+    """The two sides of the place below `most`, in each batch element, up to which `low_side` holds."""
+    high = most.clamp_min(1e-150)  # of a weight of zeros
+    low = 1e-12 * high
     for _ in range(50):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if error(middle) <= limit else (low, middle)
-    return (rotated / (values + low)[:, None]) @ vectors.mT / norms[:, None]
+        middle = (low * high).sqrt()
+        below = low_side(middle)
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low, high
 
 
 def _balanced(factors: Factors) -> Factors:
@@ -180,3 +214,11 @@ def _slices(weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         weight = torch.einsum("gn...,gnl->gl...", weight.movedim(m, 1), basis).movedim(1, m)
     slices = weight.flatten(2, -2) if weight.dim() > 3 else weight[:, :, None]
     return slices.transpose(1, 2), bases
+
+
+def _residuals(weight: Tensor, factors: Factors) -> Tensor:
+    return _energies(weight - rebuilt(factors))
+
+
+def _energies(weight: Tensor) -> Tensor:
+    return weight.flatten(1).square().sum(1)

@@ -78,7 +78,7 @@ class CP(Method):
         weight = self._weight(site)
         terms = alternating(weight, sliced(weight, rank[0]), _sweeps(weight, rank[0], 100, _FILL_WORK))
         if cancellation(terms) > _HEALTHY * float(weight.square().sum()):
-            terms = corrected(weight, terms, _SLACK * squared_error(weight, terms))
+            terms = corrected(weight, terms, _SLACK)
         for module, values in zip(factored, terms, strict=True):
             write(module, values if module is factored[-1] else values.mT)
         write_bias(dense, factored)
