@@ -146,8 +146,8 @@ def _gram(factors: Sequence[Tensor]) -> Tensor:
 
 def _bounded(gram: Tensor, target: Tensor, bounds: Tensor) -> Tensor:
     """The best factor of those whose terms have summed squared norms of at most the bound."""
-    # A ridge at rounding level: the Gram matrix of terms that nearly agree is singular.
-    level = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    # A ridge at rounding level: the Gram matrix of terms that nearly agree, or are zero, is singular.
+    level = (1e-12 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(1e-150)[:, None, None]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     free = torch.linalg.solve(gram + level * eye, target.mT).mT
     if ((free.square().sum(1) * gram.diagonal(dim1=-2, dim2=-1)).sum(-1) <= bounds).all():
@@ -188,7 +188,7 @@ class _Damped:
 
 def _bisected(low_side: Callable[[Tensor], Tensor], most: Tensor) -> tuple[Tensor, Tensor]:
     """The two sides of the place below `most`, in each batch element, up to which `low_side` holds."""
-    high = most.clamp_min(1e-150)  # of a weight of zeros
+    high = most.clamp_min(1e-100)  # of a weight of zeros
     low = 1e-12 * high
     for _ in range(50):
         middle = (low * high).sqrt()
