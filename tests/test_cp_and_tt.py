@@ -127,7 +127,7 @@ def test_a_train_is_the_published_function():
     small = tenfold.apply(net, Plan((Step(layers=("0",), method=method, rank=(4, 5)),)))
     train = small[0][0]
     kernel = train.kernel.weight.reshape(4, 3, 3)
-    first, second = (core[0] for core in train.cores)
+    first, second = train.cores[0].reshape(4, 2, 4, 5), train.cores[1].reshape(5, 3, 2, 1)  # r, c, s, q
     expected = torch.zeros(8, 6, 3, 3, dtype=torch.float64)
     for s in range(8):
         for c in range(6):

@@ -12,6 +12,7 @@ def test_mine():
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -196,6 +197,14 @@ def looks_like_the_layer(case: Case) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.parameters())
 
 
+def follows_memory_formats(case: Case) -> None:
+    """`model.to(memory_format=...)` works as it does on the dense layer, and changes no output."""
+    new = case.new(case.ranks()[-1])
+    other: Any = copy.deepcopy(new)
+    other.to(memory_format=torch.channels_last_3d if new.weight.dim() == 5 else torch.channels_last)
+    _close(other(case.input), new(case.input), 1e-12)
+
+
 def skeleton_draws_no_random_numbers(case: Case) -> None:
     """Making and filling a layer leaves the global random state alone."""
     before = torch.get_rng_state()
@@ -210,6 +219,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     factors_compute_their_weight,
     price_is_the_skeletons,
     looks_like_the_layer,
+    follows_memory_formats,
     skeleton_draws_no_random_numbers,
 )
 

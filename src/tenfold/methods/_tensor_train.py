@@ -160,7 +160,8 @@ class Train(nn.Module):
         if axes := range(len(kernel_size(dense))):
             self.kernel = factor(dense, self.groups, self.groups * rank[0], axes=axes)
         ends = (*rank, 1) if axes else (1, *rank, 1)
-        shapes = [(self.groups, r, c, s, q) for (r, q), c, s in zip(pairwise(ends), *modes, strict=True)]
+        # Three dimensions each: four or five would be taken for kernels, which memory formats reorder.
+        shapes = [(self.groups, r * c, s * q) for (r, q), c, s in zip(pairwise(ends), *modes, strict=True)]
         dtype = dense.weight.dtype
         self.cores = nn.ParameterList([nn.Parameter(torch.empty(shape, dtype=dtype)) for shape in shapes])
         outputs = self.channels[1] * self.groups
@@ -175,12 +176,17 @@ class Train(nn.Module):
             for parameter, core in zip(self.cores, cores, strict=True):
                 parameter.copy_(core.reshape(parameter.shape))
 
+    def _parted(self) -> Iterable[Tensor]:
+        """The cores as `(g, r, c, s, q)`."""
+        for core, c, s in zip(self.cores, *self.modes, strict=True):
+            yield core.unflatten(2, (s, -1)).unflatten(1, (-1, c))
+
     def kernels(self) -> Tensor:
         """The dense weight, `(g, o, i, *kernel)`."""
         shape = () if self.kernel is None else self.kernel.kernel_size
         start = self.cores[0].new_ones(1, 1, 1) if self.kernel is None else kernels(self.kernel).flatten(2).mT
         weight_gkior = start[:, :, None, None]
-        for core in self.cores:
+        for core in self._parted():
             grown = torch.einsum("gkior,grcsq->gkicosq", weight_gkior, core)
             weight_gkior = grown.flatten(4, 5).flatten(2, 3)
         inputs, outputs = self.channels
@@ -220,7 +226,7 @@ class Train(nn.Module):
 
     def _contracted(self, state_bgoirp: Tensor) -> Tensor:
         """Core after core takes one factor of the inputs and adds one of the outputs: `(b, g, O, p)`."""
-        for core in self.cores:
+        for core in self._parted():
             state = state_bgoirp.unflatten(3, (core.shape[2], -1))
             state_bgoirp = torch.einsum("bgocirp,grcsq->bgosiqp", state, core).flatten(2, 3)
         return state_bgoirp[:, :, : self.channels[1], 0, 0]
@@ -231,7 +237,7 @@ class Train(nn.Module):
         flat = ids.reshape(-1)
         rows_nor = self.cores[0].new_ones(len(flat), 1, 1)
         below = prod(self.modes[0])
-        for core in self.cores:
+        for core in self._parted():
             below //= core.shape[2]
             picked_rnsq = core[0][:, flat // below % core.shape[2]]
             rows_nor = torch.einsum("nor,rnsq->nosq", rows_nor, picked_rnsq).flatten(1, 2)
