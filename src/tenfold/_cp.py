@@ -53,22 +53,34 @@ def sliced(weight: Tensor, rank: int) -> Factors:
 
 
 def alternating(weight: Tensor, factors: Factors, sweeps: int) -> Factors:
-    """Alternating least squares in which terms cannot grow against each other; the error never rises.
+    """Alternating least squares with momentum, in which terms cannot grow against each other; the error never rises.
 
-    A tensor may have no best fit of a given rank: the error then falls on and on while terms grow without limit and
-    cancel (de Silva & Lim 2008, arXiv math/0607647). So the summed squared norms of the terms are held to `_BOUND`
-    times the weight's, each factor in turn being the best under this bound. Stops early when a sweep gains less than
-    1e-5 of the error. Channel modes are contracted first and once a sweep each: what is stored besides the weight is
-    r / n_o of it, never the product of the other modes.
+    - Momentum: a sweep starts from where the last two point to, and from where the last one ended after a sweep that
+      gained nothing (Mitchell, Ye & De Sterck 2020, arXiv 1810.05846): 30 such sweeps are worth 100 plain ones.
+    - Bound: a tensor may have no best fit of a given rank; the error then falls on and on while terms grow without
+      limit and cancel (de Silva & Lim 2008, arXiv math/0607647). So the summed squared norms of the terms are held to
+      `_BOUND` times the weight's, each factor in turn being the best under this bound.
+
+    Stops early when a sweep gains less than 1e-5 of the error. Channel modes are contracted first and once a sweep
+    each: what is stored besides the weight is r / n_o of it, never the product of the other modes.
     """
     factors, error = _balanced(factors), squared_error(weight, factors)
+    before, run = factors, 0  # where the last sweep started, and how many have gained since momentum was dropped
     energies = _energies(weight)
     rounding = 1e-14 * float(energies.sum())  # errors below come from cancelling energies
     for _ in range(sweeps):
-        swept, now = _sweep(weight, factors, lambda gram, target: _bounded(gram, target, _BOUND * energies))
-        if not rounding < now < error:
+        momentum = (run + 1) / (run + 3) if run else 0.0
+        start = [now + momentum * (now - then) for now, then in zip(factors, before, strict=True)]
+        swept, found = _sweep(weight, start, lambda gram, target: _bounded(gram, target, _BOUND * energies))
+        if found < rounding:  # as good as exact; by how much, only the residual tells
+            return swept if squared_error(weight, swept) < error else factors
+        if found >= error and not run:
             break
-        gained, factors, error = error - now, _balanced(swept), now
+        if found >= error:
+            run = 0
+            continue
+        gained, error, run = error - found, found, run + 1
+        before, factors = factors, _balanced(swept)
         if gained <= 1e-5 * error:
             break
     return factors

@@ -18,8 +18,9 @@ from tenfold._method import Curve, Method, Site, levels
 from tenfold._plan import Rank
 
 # Multiply-adds that alternating sweeps may take, for a rank of the curve and for the weights: large layers get fewer.
-_CURVE_WORK, _FILL_WORK = 3e8, 4e10
+_CURVE_WORK, _FILL_WORK = 4e8, 4e10
 _SLACK = 1.01  # by how much the correction of cancelling terms may raise the error
+_BETWEEN = 1.03  # by how much sweeps may improve ranks less that lie between those that were tried
 _HEALTHY = 2.0  # summed squared norms of the terms over that of the weight, above which terms are corrected
 
 
@@ -58,9 +59,7 @@ class CP(Method):
         closed = sliced_errors(weight).sum(0)[1:].cpu().numpy()
         # The closed form is known at every rank; by how much alternating sweeps improve it is found at some.
         tried, ranks = levels(len(closed), 20), np.arange(1, len(closed) + 1)
-        left = _errors_left(weight, tried, closed[tried - 1])
-        above = np.searchsorted(tried, ranks)
-        errors = closed * np.maximum(left[above], left[np.maximum(above - (tried[above] > ranks), 0)])
+        errors = closed * np.interp(ranks, tried, _errors_left(weight, tried, closed[tried - 1]))
         # Alternating steps at a higher rank may get stuck above those at a lower one.
         return Curve(ranks[:, None], np.maximum.accumulate(errors[::-1])[::-1])
 
@@ -91,14 +90,14 @@ class CP(Method):
 
 def _errors_left(weight: Tensor, ranks: NDArray[np.int64], closed: NDArray[np.float64]) -> NDArray[np.float64]:
     """At each rank, the error after a few alternating sweeps over that of the closed form, at most 1."""
-    left, sweeps = np.ones(len(ranks)), [_sweeps(weight, int(rank), 10, _CURVE_WORK) for rank in ranks]
+    left, sweeps = np.ones(len(ranks)), [_sweeps(weight, int(rank), 15, _CURVE_WORK) for rank in ranks]
     worth = [n for n, count in enumerate(sweeps) if count >= 3 and closed[n] > 1e-12 * float(weight.square().sum())]
     if not worth:
         return left
     terms = sliced(weight, int(ranks[worth[-1]]))  # the largest first: a lower rank takes the leading ones
     for n in worth:
         start = [factor[..., : ranks[n]] for factor in terms]
-        left[n] = min(1.0, _SLACK * squared_error(weight, alternating(weight, start, sweeps[n])) / closed[n])
+        left[n] = min(1.0, _BETWEEN * squared_error(weight, alternating(weight, start, sweeps[n])) / closed[n])
     return left
 
 
