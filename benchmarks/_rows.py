@@ -19,6 +19,7 @@ class Row(BaseModel):
     data: str
     split: str
     method: str
+    rule: str | None = None  # what chose the ranks, where it was not the budget itself
     trained: bool  # whether the small network was trained after compression
     quick: bool  # on a part of the split, for a look; never published
     dense_accuracy: float  # percent
@@ -35,16 +36,21 @@ class Row(BaseModel):
     command: str
 
     @property
-    def asked(self) -> float:
-        """The share of parameters that was asked for, read from the command."""
+    def asked(self) -> float | None:
+        """The share of parameters that was asked for, read from the command; None where the rule takes none."""
         words = shlex.split(self.command)
-        return float(words[words.index("--params") + 1])
+        return float(words[words.index("--params") + 1]) if "--params" in words else None
+
+    @property
+    def title(self) -> str:
+        """What made the network smaller."""
+        return self.method if self.rule is None else f"{self.method}, {self.rule}"
 
     def line(self) -> str:
         """The row in one line, for the terminal."""
         low, high = self.interval
         return (
-            f"{self.net} {self.method} {100 * self.asked:g} %: {self.accuracy:.2f} % (dense {self.dense_accuracy:.2f}, "
+            f"{self.net} {self.title} {_percent(self.asked)}: {self.accuracy:.2f} % (dense {self.dense_accuracy:.2f}, "
             f"change {low:+.2f} to {high:+.2f}), parameters x{self.params_ratio:.3f}, "
             f"multiply-adds x{self.macs_ratio:.3f}, latency x{self.latency_ratio:.2f}, {self.seconds:.1f} s"
         )
@@ -75,7 +81,7 @@ def tables(rows: Sequence[Row]) -> str:
     def place(row: Row) -> tuple[str, str, str]:
         return row.net, row.data, row.device
 
-    ordered = sorted(rows, key=lambda row: (*place(row), -row.asked, row.method))
+    ordered = sorted(rows, key=lambda row: (*place(row), -(row.asked or 0), row.title))
     return "\n".join(_table(list(group)) for _, group in groupby(ordered, place))
 
 
@@ -95,7 +101,11 @@ def _table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> str:
     change, (low, high) = row.accuracy - row.dense_accuracy, row.interval
     return (
-        f"| {100 * row.asked:g} % | {row.method} "
+        f"| {_percent(row.asked)} | {row.title} "
         f"| {row.params_ratio:.3f} | {row.macs_ratio:.3f} | {row.latency_ratio:.2f} "
         f"| {row.accuracy:.2f} | {change:+.2f} ({low:+.2f} to {high:+.2f}) |"
     )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:g} %"

@@ -1,4 +1,4 @@
-"""Accuracy right after compression, without training: each method alone and all together, at three sizes.
+"""Accuracy right after compression, without training: each method alone and all together, by each rule, at three sizes.
 
 `python -m benchmarks.oneshot` makes the rows that are missing from `benchmarks/results/oneshot.json`, then
 `docs/oneshot.md` from that file. To measure anew, delete the file. `--quick` is for a look: 500 images, the small
@@ -7,13 +7,14 @@ network, rows in a file of their own and no page.
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 import tenfold
 from benchmarks import _rows
@@ -38,8 +39,12 @@ ALONE: dict[str, Method] = {
 }
 MIXES: dict[str, Sequence[Method]] = {**{name: [method] for name, method in ALONE.items()}, "mix": [*ALONE.values()]}
 NORMS = "+norms"  # batch norms re-estimated after compression
-METHODS = tuple(mix + norms for mix in MIXES for norms in ("", NORMS))
+RULED = ("tucker", "cp3", "mix")  # that every rule is tried with, and norms
+METHODS = tuple(mix + norms for mix in MIXES for norms in ("", NORMS) if mix in RULED or not norms)
+RULED_BUDGET = 0.5
+BUDGET = "budget"  # the library's own choice: all layers at once
 NORM_IMAGES, NORM_BATCH = 1024, 256
+GREEDY_IMAGES, GREEDY_LEVELS = 512, 5  # every layer is judged alone on these training images at these many sizes
 QUICK_IMAGES, QUICK_NETS = 500, ("resnet20",)
 SEED = 0  # draws the training images for the norms
 
@@ -50,14 +55,16 @@ class Job:
 
     net: str
     method: str
-    params: float
+    rule: str
+    params: float | None  # None for a rule that takes no budget
     threads: int
     quick: bool
 
     @property
     def command(self) -> str:
         """What makes this row and no other."""
-        asked = f"--net {self.net} --method {self.method} --params {self.params:g} --threads {self.threads}"
+        params = "" if self.params is None else f" --params {self.params:g}"
+        asked = f"--net {self.net} --method {self.method} --rule {self.rule}{params} --threads {self.threads}"
         return f"python -m benchmarks.oneshot {asked}" + " --quick" * self.quick
 
 
@@ -65,9 +72,8 @@ def run(job: Job) -> _rows.Row:
     """Compress, re-estimate norms if asked, and judge on the held-out images."""
     dense, images = dense_net(job.net), held_out(job.quick)
     dense_correct = correct_when_dense(job.net, job.quick)
-    start = time.perf_counter()  # includes the curves where this row is the first to need them
-    plan = options(job.net, job.method.removesuffix(NORMS)).plan(tenfold.Budget(params=job.params))
-    small = tenfold.apply(dense, plan)
+    start = time.perf_counter()  # includes curves and factors where this row is the first to need them
+    small = compressed(job.net, job.method.removesuffix(NORMS), job.rule, job.params)
     if job.method.endswith(NORMS):
         small = tenfold.reestimate_norms(small, norm_batches())
     small_correct = correct(small, images)
@@ -79,6 +85,7 @@ def run(job: Job) -> _rows.Row:
         data=DATA,
         split=SPLIT,
         method=job.method,
+        rule=None if job.rule == BUDGET else job.rule,
         trained=False,
         quick=job.quick,
         dense_accuracy=round(percent(dense_correct), 4),
@@ -96,7 +103,54 @@ def run(job: Job) -> _rows.Row:
     )
 
 
+def within(found: tenfold.Options, params: float, rule: Callable[[float], tenfold.Target]) -> tenfold.Plan:
+    """The largest number for a rule that meets the budget, by bisection, so that rules without one compare."""
+
+    def plan(number: float) -> tenfold.Plan:
+        return found.plan(rule(number))
+
+    def fits(number: float) -> bool:
+        return (
+            found.dense.params + sum(found.change_of(s)[0] for s in plan(number).steps) <= params * found.dense.params
+        )
+
+    low, high = 1e-6, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return plan(low)
+
+
+def greedy(found: tenfold.Options, params: float) -> tenfold.Plan:
+    """Per-layer tables of what each layer does by itself to the loss on training images."""
+    images = drawn_images(DATA, "train", GREEDY_IMAGES, SEED)
+
+    def less_loss(model: nn.Module) -> float:
+        with torch.inference_mode():
+            losses = [F.cross_entropy(model(inputs), labels, reduction="sum") for inputs, labels in images.batches(256)]
+        return -float(sum(losses)) / len(images)
+
+    return found.plan(tenfold.Greedy(tenfold.Budget(params=params), less_loss, GREEDY_LEVELS))
+
+
+RULES: dict[str, Callable[[tenfold.Options, float], tenfold.Plan]] = {
+    BUDGET: lambda found, params: found.plan(tenfold.Budget(params=params)),
+    "min-max": lambda found, params: found.plan(tenfold.MinMax(tenfold.Budget(params=params))),
+    "greedy": greedy,
+    "energy": lambda found, params: within(found, params, tenfold.Energy),
+    "ranks": lambda found, params: within(found, params, lambda share: tenfold.Ranks(share=share)),
+    "evbmf": lambda found, _: found.plan(tenfold.EVBMF()),
+}
+WITHOUT_BUDGET, WITHOUT_MATRICES = ("evbmf",), ("cp3",)  # a rule, and a method, that it can do nothing for
+
+
 # What several rows share is made once.
+
+
+@lru_cache(maxsize=1)  # rows with and without norms follow each other
+def compressed(net: str, mix: str, rule: str, params: float | None) -> nn.Module:
+    """The network, smaller."""
+    return tenfold.apply(dense_net(net), RULES[rule](options(net, mix), params or 0.0))
 
 
 @cache
@@ -143,7 +197,7 @@ def page(rows: Sequence[_rows.Row]) -> str:
 
 Trained networks compressed to a share of their parameters and judged as they are, without any training.
 `mix` lets all methods compete for each layer; `{NORMS}` re-estimates batch norms on {NORM_IMAGES:,} training
-images, without labels.
+images, without labels. {_verdict(rows)}
 
 Parameters, multiply-adds and latency are small / dense; latency is from medians of interleaved runs on one image.
 A method with and without `{NORMS}` has the same layers, so what their latencies differ by is noise. The interval is
@@ -153,17 +207,45 @@ that of the difference on the same images, one by one. Made with tenfold {versio
 python -m benchmarks.oneshot
 ```
 
-{_rows.tables(rows)}"""
+{_rows.tables([row for row in rows if row.rule is None])}
+# Rank rules
+
+By rank rules instead of the budget's choice of all layers at once, which is repeated here. `energy` and
+`ranks` (a share of each layer's full rank) have their number found by bisection, such that they meet the budget;
+`min-max` and `greedy` take one; `evbmf` finds a size of its own. `greedy` sees the loss on {GREEDY_IMAGES} training
+images at {GREEDY_LEVELS} sizes of each layer.
+
+{_rows.tables([row for row in rows if row.rule or (row.method in RULED and row.asked == RULED_BUDGET)])}"""
+
+
+def _verdict(rows: Sequence[_rows.Row]) -> str:
+    """How the mix compares with the best single method at every budget."""
+    plain = [row for row in rows if row.rule is None and not row.method.endswith(NORMS)]
+    better, places = 0, 0
+    for mix in [row for row in plain if row.method == "mix"]:
+        alone = [row.accuracy for row in plain if (row.net, row.asked) == (mix.net, mix.asked) and row.method in ALONE]
+        if len(alone) == len(ALONE):
+            places += 1
+            better += mix.dense_accuracy + mix.interval[1] >= max(alone)
+    return f"At {better} of {places} sizes, the best single method is not above the interval of the mix."
 
 
 def jobs(asked: argparse.Namespace) -> list[Job]:
     """The rows that the command line asks for, in the order of the page."""
     return [
-        Job(net, method, params, asked.threads, asked.quick)
+        Job(net, method, rule, params, asked.threads, asked.quick)
         for net in asked.net or (QUICK_NETS if asked.quick else NETS)
-        for params in asked.params
-        for method in asked.method
+        for rule in asked.rule
+        for params in _budgets(rule, asked)
+        for method in (asked.method if rule == BUDGET else [m for m in asked.method if m in RULED])
+        if not (rule in WITHOUT_BUDGET and method in WITHOUT_MATRICES)
     ]
+
+
+def _budgets(rule: str, asked: argparse.Namespace) -> Sequence[float | None]:
+    if rule in WITHOUT_BUDGET:
+        return [None]
+    return asked.params or (BUDGETS if rule == BUDGET else [RULED_BUDGET])
 
 
 def arguments() -> argparse.Namespace:
@@ -171,7 +253,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot", description=str(__doc__).splitlines()[0])
     parser.add_argument("--net", nargs="+", choices=NETS)
     parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--params", nargs="+", type=float, default=BUDGETS, help="shares of the dense parameters")
+    parser.add_argument("--rule", nargs="+", choices=RULES, default=[*RULES])
+    parser.add_argument("--params", nargs="+", type=float, help="shares of the dense parameters")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_IMAGES} images; without --net, {QUICK_NETS[0]} only"

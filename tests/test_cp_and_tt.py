@@ -12,7 +12,7 @@ from tenfold._cp import alternating, cancellation, corrected, rebuilt, sliced, s
 from tenfold._tt import alternating as tt_alternating
 from tenfold._tt import balanced_modes, clamped, tt_svd, unfoldings
 from tenfold._tt import rebuilt as tt_rebuilt
-from tenfold.methods import CP, TensorTrain
+from tenfold.methods import CP, TensorTrain, Tucker
 
 
 def tensor(*shape, seed=0):
@@ -75,6 +75,12 @@ def test_the_report_shows_how_much_terms_cancel():
     rows = tenfold.verify(tenfold.apply(model, plan), model, [images(1, 8, 9, 9)]).replaced
     assert 0.5 < rows[0].cancellation < 20
     assert rows[1].cancellation is None
+
+
+def test_chains_of_one_term_of_a_linear_layer_have_a_cancellation_of_one():
+    model = randomised(nn.Sequential(nn.Linear(8, 6)))
+    small = tenfold.apply(model, Plan((Step(layers=("0",), method=Tucker(), rank=(1, 1)),)))
+    assert small[0].cancellation() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("ranks", [(3, 5, 2), (9, 20, 4), (1, 1, 1), (2, 30, 4)])

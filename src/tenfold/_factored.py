@@ -63,10 +63,13 @@ class Factored(nn.Sequential):
         first, middle, last = parts[0], parts[1:-1], parts[-1]
         if not middle or any(part.shape[1:3] != (first.shape[1], 1) for part in middle):
             return None
-        squares = first.square().flatten(2).sum(2) * last.square().sum(1).flatten(2).sum(2)
-        for part in middle:
-            squares = squares * part.square().flatten(2).sum(2)
-        return float(squares.sum() / self.weight.detach().double().square().sum())
+        squares = [_squares(first, 1), *(_squares(part, 1) for part in middle), _squares(last, 2)]
+        return float(reduce(torch.mul, squares).sum() / self.weight.detach().double().square().sum())
+
+
+def _squares(part: Tensor, kept: int) -> Tensor:
+    """Squared norms along one axis of a factor `(g, o, i, *kernel)`, and for each group."""
+    return part.square().sum([axis for axis in range(1, part.dim()) if axis != kept])
 
 
 def _grouped(part_goi: Tensor, groups: int) -> Tensor:
