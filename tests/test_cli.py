@@ -90,6 +90,12 @@ def test_the_line_that_must_work(place):
     assert report["small"]["params"] <= 0.5 * report["dense"]["params"]
     verified = tenfold_cli(place, "verify", "folder", "--weights", "w.pt", "--input", "1,3,16,16", "--json")
     assert json.loads(verified.stdout)["drift"]["relative"] == pytest.approx(report["drift"]["relative"], rel=1e-4)
+    for name in ("net.onnx", "net.pt2"):
+        exported = tenfold_cli(place, "export", "folder", name, "--input", "1,3,16,16")
+        assert exported.returncode == 0, exported.stderr
+        assert "any size" in exported.stdout
+        assert exported.stderr == ""
+        assert (place / name).stat().st_size > 0
 
 
 def test_a_plan_can_be_read_edited_and_carried_out(place):
@@ -183,7 +189,7 @@ def test_refusals_are_one_line_and_leave_nothing(place, case, monkeypatch, capsy
 
 def test_usage_errors_and_help(place):
     assert tenfold_cli(place, "compress", "mynets:make_net").returncode == 2
-    for command in ("demo", "inspect", "plan", "compress", "verify"):
+    for command in ("demo", "inspect", "plan", "compress", "verify", "export"):
         shown = tenfold_cli(place, command, "--help").stdout
         assert f"  tenfold {command}" in shown
         assert max(map(len, shown.splitlines())) <= 80

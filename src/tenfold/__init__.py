@@ -7,6 +7,7 @@ from tenfold._candidates import Options, Target, options, plan
 from tenfold._compress import Result, compress
 from tenfold._cost import Cost, measure
 from tenfold._errors import TenfoldError, TenfoldWarning
+from tenfold._export import Exported, export
 from tenfold._factored import Factored
 from tenfold._plan import Plan, Step
 from tenfold._rank_rules import EVBMF, Energy, Greedy, MinMax, Ranks
@@ -20,6 +21,7 @@ __all__ = [
     "Budget",
     "Cost",
     "Energy",
+    "Exported",
     "Factored",
     "Greedy",
     "MinMax",
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "apply",
     "compress",
+    "export",
     "load",
     "measure",
     "methods",

@@ -1,4 +1,4 @@
-"""The command line: `tenfold demo | inspect | plan | compress | verify`."""
+"""The command line: `tenfold demo | inspect | plan | compress | verify | export`."""
 
 import json
 import sys
@@ -22,6 +22,7 @@ from tenfold._compress import carry_out
 from tenfold._data import example_inputs
 from tenfold._demo import run_demo
 from tenfold._errors import TenfoldError
+from tenfold._export import export
 from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._progress import listening
@@ -256,6 +257,31 @@ def verify_folder(
         _print_json(report.dumps())
     else:
         out.print(_tables.report_table(report))
+
+
+@app.command(name="export")
+def export_folder(
+    folder: Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", metavar="FOLDER")],
+    file: Annotated[Path, typer.Argument(help="What to write: .onnx or .pt2.", metavar="FILE")],
+    model: Annotated[
+        str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")
+    ] = None,
+    input: Input = None,
+    example: Example = None,
+    as_json: Json = False,
+) -> None:
+    """Write a compressed network as one file that runs elsewhere.
+
+    tenfold export small small.onnx --input 1,3,32,32
+    """
+    small = load(folder, build_model(model) if model else None)
+    done = export(small, _example(input, example), file)
+    if as_json:
+        _print_json(done.model_dump_json(indent=2))
+        return
+    batches = "batches of any size" if done.any_batch else "batches of the given size only"
+    out.print(f"Written to {done.file}, for {batches}; norms folded: {done.folded}.", soft_wrap=True)
+    out.print(f"Its outputs differ from the network's by {done.relative:.2g} of their norm, {done.worst:.2g} at most.")
 
 
 def amount(text: str) -> float | int:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from tenfold._apply import skeleton
 from tenfold._errors import TenfoldError
+from tenfold._export import load_pt2
 from tenfold._plan import Plan
 from tenfold._sources import build_model
 from tenfold._verify import Report
 
-_WEIGHTS, _PLAN, _REPORT = "model.safetensors", "plan.json", "report.json"
+_WEIGHTS, _PLAN, _REPORT, _EXPORTED = "model.safetensors", "plan.json", "report.json", "model.pt2"
 
 
 def save(folder: str | Path, model: nn.Module, plan: Plan, report: Report | None = None) -> None:
@@ -46,7 +47,7 @@ def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
         folder: what `save` wrote.
         dense: the network before compression, of any weights, also on the meta device. Without it the network
             is built from the reference in the plan (`timm:NAME`, `torchvision:NAME`, `module:callable`), which
-            runs the code that it names.
+            runs the code that it names; without a reference either, `model.pt2` is taken if `export` left it there.
 
     Raises:
         TenfoldError: if a file is missing, damaged or for another network.
@@ -54,8 +55,12 @@ def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
     path = Path(folder)
     plan = load_plan(path / _PLAN)
     if dense is None:
+        if plan.reference is None and (path / _EXPORTED).is_file():
+            return load_pt2(path / _EXPORTED)
         if plan.reference is None:
-            raise TenfoldError(f"{path} does not say how to build the network; give it: load(folder, dense).")
+            raise TenfoldError(
+                f"{path} does not say how to build the network and holds no {_EXPORTED}; give it: load(folder, dense)."
+            )
         dense = build_model(plan.reference)
     tensors = read_tensors(path / _WEIGHTS)
     new = skeleton(dense, plan)
