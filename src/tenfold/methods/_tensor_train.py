@@ -100,7 +100,7 @@ class TensorTrain(Method):
             rank = [max(1, int((tail[:-1] > share * energy).sum())) for tail in tails]
             found[clamped(rank if share else self.full_rank(site), tensor.shape[1:])] = None
         ranks = np.array(sorted(found, key=sum))
-        errors = np.array([float((rebuilt(tt_svd(tensor, rank)) - tensor).square().sum()) for rank in ranks.tolist()])
+        errors = np.array([_error(tensor, tails, rank) for rank in ranks.tolist()])
         errors[errors < 1e-24 * energy] = 0
         return Curve(ranks, np.maximum.accumulate(errors[::-1])[::-1])
 
@@ -242,6 +242,15 @@ class Train(nn.Module):
             picked_rnsq = core[0][:, flat // below % core.shape[2]]
             rows_nor = torch.einsum("nor,rnsq->nosq", rows_nor, picked_rnsq).flatten(1, 2)
         return rows_nor[:, : self.channels[1], 0].reshape(*ids.shape, -1)
+
+
+def _error(tensor: Tensor, tails: Sequence[Tensor], rank: Sequence[int]) -> float:
+    """The squared error of TT-SVD; by its bound where the train is larger than the tensor, and dearest to find."""
+    ends = (1, *rank, 1)
+    size = sum(r * n * q for (r, q), n in zip(pairwise(ends), tensor.shape[1:], strict=True))
+    if size >= tensor[0].numel():
+        return sum(float(tail[entry]) for tail, entry in zip(tails, rank, strict=True))
+    return float((rebuilt(tt_svd(tensor, rank)) - tensor).square().sum())
 
 
 def _channels_of_a_group(dense: Any) -> tuple[int, int]:
