@@ -26,6 +26,7 @@ class Row(BaseModel):
     control_accuracy: float | None  # percent, of the dense network trained as long as the small one
     accuracy: float  # percent, of the small network
     interval: tuple[float, float]  # 95 % interval of accuracy less dense_accuracy, in points
+    right: str | None = None  # which images the small network gets right, packed, to compare two rows image by image
     params_ratio: float  # this and the next two: small / dense
     macs_ratio: float
     latency_ratio: float

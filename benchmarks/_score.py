@@ -1,5 +1,8 @@
 """Accuracy, and how sure one can be that it changed."""
 
+import base64
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +21,17 @@ def correct(model: nn.Module, images: Images, *, batch: int = 250) -> Tensor:
 def percent(correct_N: Tensor) -> float:
     """The share that is correct, in percent."""
     return 100 * correct_N.double().mean().item()
+
+
+def packed(correct_N: Tensor) -> str:
+    """Which are correct, as text: a bit an image, in base64."""
+    return base64.b64encode(np.packbits(correct_N.numpy())).decode()
+
+
+def unpacked(text: str, count: int) -> Tensor:
+    """The inverse of `packed`."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count)
+    return torch.from_numpy(bits).bool()
 
 
 def paired_interval(small_N: Tensor, dense_N: Tensor) -> tuple[float, float]:

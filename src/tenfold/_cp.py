@@ -202,7 +202,7 @@ def _bisected(low_side: Callable[[Tensor], Tensor], most: Tensor) -> tuple[Tenso
     """The two sides of the place below `most`, in each batch element, up to which `low_side` holds."""
     high = most.clamp_min(1e-100)  # of a weight of zeros
     low = 1e-12 * high
-    for _ in range(50):
+    for _ in range(20):  # to 3e-5 of t
         middle = (low * high).sqrt()
         below = low_side(middle)
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)

@@ -3,14 +3,15 @@
 # O outputs, I inputs, H x W kernel, K = HW, R rank (a group), g groups
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor, nn
 
-from tenfold._cp import alternating, cancellation, corrected, sliced, sliced_errors, squared_error
+from tenfold._cp import alternating, cancellation, corrected, rebuilt, sliced, sliced_errors
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, kernels, write, write_bias
@@ -18,9 +19,9 @@ from tenfold._method import Curve, Method, Site, levels
 from tenfold._plan import Rank
 
 # Multiply-adds that alternating sweeps may take, for a rank of the curve and for the weights: large layers get fewer.
-_CURVE_WORK, _FILL_WORK = 4e8, 4e10
+_CURVE_WORK, _FILL_WORK = 1e9, 2e11
+_CURVE_SWEEPS, _FILL_SWEEPS = 30, 100
 _SLACK = 1.01  # by how much the correction of cancelling terms may raise the error
-_BETWEEN = 1.03  # by how much sweeps may improve ranks less that lie between those that were tried
 _HEALTHY = 2.0  # summed squared norms of the terms over that of the weight, above which terms are corrected
 
 
@@ -56,12 +57,17 @@ class CP(Method):
 
     def curve(self, site: Site) -> Curve:
         weight = self._weight(site)
-        closed = sliced_errors(weight).sum(0)[1:].cpu().numpy()
-        # The closed form is known at every rank; by how much alternating sweeps improve it is found at some.
-        tried, ranks = levels(len(closed), 20), np.arange(1, len(closed) + 1)
-        errors = closed * np.interp(ranks, tried, _errors_left(weight, tried, closed[tried - 1]))
+        errors = sliced_errors(weight).sum(0)[1:].cpu().numpy()
+        # The closed form is known at every rank. What alternating sweeps gain is found at some ranks; from each of
+        # them to the next, the closed form goes on with the residual, as `fill` does.
+        tried = _tried(len(errors))
+        for low, high in pairwise([*tried, len(errors) + 1]):
+            if sweeps := _sweeps(weight, low, _CURVE_SWEEPS, _CURVE_WORK):
+                rest = weight - rebuilt(alternating(weight, sliced(weight, low), sweeps))
+                errors[low - 1 : high - 1] = sliced_errors(rest).sum(0)[: high - low].cpu().numpy()
         # Alternating steps at a higher rank may get stuck above those at a lower one.
-        return Curve(ranks[:, None], np.maximum.accumulate(errors[::-1])[::-1])
+        errors = _SLACK * np.maximum.accumulate(errors[::-1])[::-1]
+        return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
 
     def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
         (dense,) = site.modules
@@ -75,12 +81,25 @@ class CP(Method):
     def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
         (dense,), (factored,) = site.modules, new
         weight = self._weight(site)
-        terms = alternating(weight, sliced(weight, rank[0]), _sweeps(weight, rank[0], 100, _FILL_WORK))
+        sweeps = _sweeps(weight, rank[0], _FILL_SWEEPS, _FILL_WORK)
+        terms = alternating(weight, self._start(weight, rank[0], self.full_rank(site)[0]), sweeps)
         if cancellation(terms) > _HEALTHY * float(weight.square().sum()):
             terms = corrected(weight, terms, _SLACK)
         for module, values in zip(factored, terms, strict=True):
             write(module, values if module is factored[-1] else values.mT)
         write_bias(dense, factored)
+
+    def _start(self, weight: Tensor, rank: int, full: int) -> list[Tensor]:
+        """The best that the curve knows of: the fit of the tried rank below, and the closed form of what it leaves."""
+        low = max(tried for tried in _tried(full) if tried <= rank)
+        sweeps = _sweeps(weight, low, _CURVE_SWEEPS, _CURVE_WORK)
+        if not sweeps:
+            return sliced(weight, rank)
+        terms = alternating(weight, sliced(weight, low), sweeps)
+        if rank == low:
+            return terms
+        further = sliced(weight - rebuilt(terms), rank - low)
+        return [torch.cat(pair, -1) for pair in zip(terms, further, strict=True)]
 
     def _weight(self, site: Site) -> Tensor:
         """`(g, I, *kernel modes, O)` in float64."""
@@ -88,18 +107,11 @@ class CP(Method):
         return weight.flatten(2, -2) if self.factors == 3 and weight.dim() > 3 else weight
 
 
-def _errors_left(weight: Tensor, ranks: NDArray[np.int64], closed: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At each rank, the error after a few alternating sweeps over that of the closed form, at most 1."""
-    left, sweeps = np.ones(len(ranks)), [_sweeps(weight, int(rank), 15, _CURVE_WORK) for rank in ranks]
-    worth = [n for n, count in enumerate(sweeps) if count >= 3 and closed[n] > 1e-12 * float(weight.square().sum())]
-    if not worth:
-        return left
-    terms = sliced(weight, int(ranks[worth[-1]]))  # the largest first: a lower rank takes the leading ones
-    for n in worth:
-        start = [factor[..., : ranks[n]] for factor in terms]
-        left[n] = min(1.0, _BETWEEN * squared_error(weight, alternating(weight, start, sweeps[n])) / closed[n])
-    return left
+def _tried(full: int) -> list[int]:
+    return levels(full, 20).tolist()
 
 
 def _sweeps(weight: Tensor, rank: int, most: int, work: float) -> int:
-    return min(most, int(work / (4 * weight.numel() * rank)))
+    """How many sweeps are worth their work; fewer than three are not."""
+    count = min(most, int(work / (4 * weight.numel() * rank)))
+    return count if count >= 3 else 0
