@@ -1,6 +1,7 @@
 """Which layers are free, and that the model is left as it was."""
 
 import copy
+import tempfile
 
 import pytest
 import torch
@@ -142,6 +143,12 @@ def refused(model, x):
         tenfold.options(model, example=x)
 
 
+def exported(model, x):
+    with tempfile.TemporaryDirectory() as folder:
+        tenfold.export(model, x, f"{folder}/net.pt2")
+        tenfold.export(model, x, f"{folder}/net.onnx")
+
+
 CALLS = {
     "options": lambda m, x: tenfold.options(m, example=x).ladders,
     "compress": lambda m, x: tenfold.compress(
@@ -151,6 +158,7 @@ CALLS = {
     "measure": lambda m, x: tenfold.measure(m, x, latency=True),
     "reestimate_norms": lambda m, x: tenfold.reestimate_norms(m, [x]),
     "verify": lambda m, x: tenfold.verify(m, m, [x]),
+    "export": exported,
     "a model that fails": lambda m, x: refused(m, x[:, :2]),
 }
 

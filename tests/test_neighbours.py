@@ -1,0 +1,113 @@
+"""Beside other tools: adapters, torch.compile, other dtypes, devices and memory formats, every shape of input."""
+
+import copy
+
+import pytest
+import torch
+from nets import images, randomised, small_cnn
+from torch import nn
+
+import tenfold
+from tenfold import Budget, Ranks
+
+
+class Feedforward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(64, 256), nn.Linear(256, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(self.down(self.up(x).relu()))
+
+
+def test_adapters_stay_around_a_compressed_layer(tmp_path):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = peft.get_peft_model(Feedforward(), peft.LoraConfig(target_modules=["up", "down"], r=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, which would hide the adapters
+            nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    model, x = model.eval(), images(3, 64)
+    found = tenfold.options(model, example=x)
+    same = tenfold.apply(model, found.plan(Ranks(share=1.0)))
+    assert torch.allclose(same(x), model(x), atol=1e-5)
+    plan = found.plan(Budget(params=0.6))
+    small = tenfold.apply(model, plan)
+    assert {step.layers[0] for step in plan.steps} == {f"base_model.model.{name}.base_layer" for name in ("up", "down")}
+    small.train()(x).square().sum().backward()
+    trained = {name for name, parameter in small.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tenfold.save(tmp_path / "small", small, plan)
+    assert torch.equal(tenfold.load(tmp_path / "small", model)(x), small.eval()(x))
+
+
+def test_a_compiled_model_goes_in_and_a_small_one_compiles():
+    model, x = randomised(small_cnn()), images(2, 3, 16, 16)
+    small = tenfold.compress(torch.compile(model), Budget(params=0.6), example=x).model
+    compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), small(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_in_and_out(tmp_path, dtype):
+    model, x = randomised(small_cnn()).to(dtype), images(2, 3, 16, 16).to(dtype)
+    result = tenfold.compress(model, Budget(params=0.6), example=x)
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    same = tenfold.apply(model, tenfold.plan(model, Ranks(share=1.0), example=x, methods=[tenfold.methods.SVD()]))
+    assert torch.allclose(same(x).double(), model(x).double(), atol=100 * torch.finfo(dtype).eps)
+    result.save(tmp_path / "small")
+    assert torch.equal(tenfold.load(tmp_path / "small", model)(x), result.model(x))
+
+
+def test_channels_last_in_and_out():
+    model, x = randomised(small_cnn()), images(2, 3, 16, 16)
+    plan = tenfold.plan(model, Budget(params=0.6), example=x)
+    plain = tenfold.apply(model, plan)(x)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    small = tenfold.apply(last, plan)
+    found = small[:6](x.to(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(small(x), plain, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_on_a_gpu():
+    model, x = randomised(small_cnn()).cuda(), images(2, 3, 16, 16).cuda()
+    result = tenfold.compress(model, Budget(params=0.6), example=x, calibration=[x])
+    assert all(p.is_cuda for p in result.model.parameters())
+    assert result.report.device == torch.cuda.get_device_name(0)
+
+
+def test_part_of_a_model_alone():
+    """A backbone is compressed by itself and put back, or the rest is frozen by its prefix."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = small_cnn(), nn.Linear(10, 4)
+
+        def forward(self, x):
+            return self.head(self.backbone(x))
+
+    model, x = randomised(Whole()), images(2, 3, 16, 16)
+    put_back = copy.deepcopy(model)
+    put_back.backbone = tenfold.compress(model.backbone, Budget(params=0.5), example=x).model
+    frozen = tenfold.plan(model, Budget(params=0.6), example=x, freeze=["head"])
+    assert all(step.layers[0].startswith("backbone.") for step in frozen.steps)
+    assert put_back(x).shape == tenfold.apply(model, frozen)(x).shape == (2, 4)
+
+
+def test_tuples_in_and_nested_outputs_out():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(32, 48), nn.Linear(32, 48)
+
+        def forward(self, x, pair):
+            return {"both": [self.a(x), (self.b(pair[0]), pair[1])], "count": 2}
+
+    model = randomised(Pair())
+    example = (images(3, 32), (images(3, 32, seed=1), images(1)))
+    result = tenfold.compress(model, Budget(params=0.5), example=example)
+    assert len(result.plan.steps) == 2
+    assert 0 < result.report.drift.relative < 1
+    assert result.model(*example)["count"] == 2
