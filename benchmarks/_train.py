@@ -26,7 +26,7 @@ class Recipe:
 
     epochs: int
     lr: float
-    schedule: Literal["steps", "cosine"]  # a tenth after each 30 % of the epochs; or a half cosine to 0
+    schedule: Literal["constant", "steps", "cosine"]  # steps: a tenth after each 30 % of epochs; half a cosine, to 0
     batch: int = 100
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -36,6 +36,8 @@ class Recipe:
 
     def lr_at(self, progress: float) -> float:
         """The learning rate when this share of training is done."""
+        if self.schedule == "constant":
+            return self.lr
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * progress)) / 2
         return self.lr * 0.1 ** int(progress / 0.3 + 1e-9)

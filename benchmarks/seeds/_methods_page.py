@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks._folder import VARIABLE
 from benchmarks._train import Recipe
-from benchmarks.seeds._methods_cases import BATCH, COUNTS, DENSE, NAME, RECIPES, Constant, Row
+from benchmarks.seeds._methods_cases import BATCH, COUNTS, DENSE, NAME, RECIPES, Row
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def _scope(rows: Sequence[Row]) -> str:
 ![Accuracy against compression]({NAME}-quality.svg)
 
 ![Latency against compression]({NAME}-latency.svg)
+
+{_disturbance(rows)}
 
 {tables}"""
 
@@ -177,11 +179,26 @@ def _sizes(rows: Sequence[Row]) -> str:
 `{first.scope}`, seed {first.seed}. The first fully connected layer grows with the image, the frozen last one with the
 number of classes. Fewer classes also leave fewer images to judge on: the intervals are wider.
 
+{_disturbance(rows)}
+
 | pixels | classes | dense, % | control, % | method | parameters | multiply-adds | latency | at once, % | tuned, % \
 | change, points (95 % interval) |
 |--:|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|
 {lines}
 {_refusals(rows)}"""
+
+
+def _disturbance(rows: Sequence[Row]) -> str:
+    """How far the times of one and the same dense network are apart, size by size."""
+    times: dict[int, list[float]] = {}
+    for row in rows:
+        if row.latency_ms and row.latency_ratio:
+            times.setdefault(row.size, []).append(row.latency_ms / row.latency_ratio)
+    ranges = "; ".join(f"{min(own):.1f} to {max(own):.1f} ms at {size} pixels" for size, own in sorted(times.items()))
+    return (
+        f"The dense network was timed anew for every row: {ranges}.\n"
+        "The wider that range, the more did other work on the machine disturb the ratios of latency."
+    )
 
 
 def _figures(row: Row) -> str:
@@ -209,7 +226,7 @@ def _lines(texts: Iterable[str]) -> str:
 
 
 def _text(recipe: Recipe) -> str:
-    rate = "throughout" if isinstance(recipe, Constant) else "falling by a half cosine to 0"
+    rate = "throughout" if recipe.schedule == "constant" else "falling by a half cosine to 0"
     return (
         f"{recipe.epochs} epochs, batches of {recipe.batch}, momentum {recipe.momentum:g}, "
         f"learning rate {recipe.lr:g} {rate}"

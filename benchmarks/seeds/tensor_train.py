@@ -90,7 +90,9 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """How to train it."""
-        recipe = replace(self.case.recipe, seed=self.seed)
+        # Going on from the dense network with its seed would show it the very crops that it has seen.
+        further = 1_000 * (self.case.start == "trained")
+        recipe = replace(self.case.recipe, seed=self.seed + further)
         epochs = self.epochs or (1 if self.quick else recipe.epochs)
         return replace(recipe, epochs=epochs, lr=self.lr or recipe.lr)
 

@@ -3,7 +3,7 @@
 # O outputs, I inputs, K kernel positions, C_1..C_d and S_1..S_d factors of I and O, r ranks, g groups, b batch,
 # p positions
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log, prod
@@ -36,7 +36,7 @@ from tenfold._tt import alternating, balanced_modes, clamped, rebuilt, tt_svd, u
 
 Modes = tuple[tuple[int, ...], tuple[int, ...]]
 
-_LEVELS = 12  # ranks on the curve
+_LEVELS = 16  # ranks on the curve, their sizes in equal ratios
 _SWEEPS = 10
 
 
@@ -94,12 +94,13 @@ class TensorTrain(Method):
     def curve(self, site: Site) -> Curve:
         tensor = self._tensor(site)
         tails = [discarded(spectrum(cut)).sum(0) for cut in unfoldings(tensor)]
-        energy = float(tails[0][0])
-        found: dict[Rank, None] = {}
-        for share in (0.0, *np.geomspace(1e-4, 0.9, _LEVELS)):  # of the energy, lost at each cut
-            rank = [max(1, int((tail[:-1] > share * energy).sum())) for tail in tails]
-            found[clamped(rank if share else self.full_rank(site), tensor.shape[1:])] = None
-        ranks = np.array(sorted(found, key=sum))
+        energy, dense, modes = float(tails[0][0]), tensor[0].numel(), tensor.shape[1:]
+
+        def at(share: float) -> Rank:  # of the energy, lost at each cut
+            return clamped([max(1, int((tail[:-1] > share * energy).sum())) for tail in tails], modes)
+
+        found = {at(_largest(at, modes, size)) for size in np.geomspace(1e-3, 1, _LEVELS) * dense}
+        ranks = np.array(sorted(found | {clamped(self.full_rank(site), modes)}, key=sum))
         errors = np.array([_error(tensor, tails, rank) for rank in ranks.tolist()])
         errors[errors < 1e-24 * energy] = 0
         return Curve(ranks, np.maximum.accumulate(errors[::-1])[::-1])
@@ -244,11 +245,22 @@ class Train(nn.Module):
         return rows_nor[:, : self.channels[1], 0].reshape(*ids.shape, -1)
 
 
+def _largest(at: Callable[[float], Rank], modes: Sequence[int], size: float) -> float:
+    """The least share of energy to lose at each cut with which the train has at most `size` numbers."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _size(at(middle), modes) <= size else (middle, high)
+    return high
+
+
+def _size(rank: Sequence[int], modes: Sequence[int]) -> int:
+    return sum(r * n * q for (r, q), n in zip(pairwise((1, *rank, 1)), modes, strict=True))
+
+
 def _error(tensor: Tensor, tails: Sequence[Tensor], rank: Sequence[int]) -> float:
     """The squared error of TT-SVD; by its bound where the train is larger than the tensor, and dearest to find."""
-    ends = (1, *rank, 1)
-    size = sum(r * n * q for (r, q), n in zip(pairwise(ends), tensor.shape[1:], strict=True))
-    if size >= tensor[0].numel():
+    if _size(rank, tensor.shape[1:]) >= tensor[0].numel():
         return sum(float(tail[entry]) for tail, entry in zip(tails, rank, strict=True))
     return float((rebuilt(tt_svd(tensor, rank)) - tensor).square().sum())
 
