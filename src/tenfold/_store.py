@@ -158,7 +158,8 @@ def refuse_taken(folder: str | Path) -> None:
     path = Path(folder)
     if path.is_file():
         raise TenfoldError(f"{path} is a file; name a folder.")
-    if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in (_WEIGHTS, _PLAN, _REPORT))):
+    ours = (_WEIGHTS, _PLAN, _REPORT, _EXPORTED)  # the last is of the earlier model, and goes with it
+    if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in ours)):
         raise TenfoldError(f"{path} holds other files ({others[0]}); name a new folder.")
 
 
