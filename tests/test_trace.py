@@ -71,7 +71,7 @@ def test_a_layer_used_twice_is_replaced_under_both_names():
 
 def test_subclasses_are_left_dense_and_named():
     model = nn.Sequential(Standardised(3, 8, 3), nn.Conv2d(8, 8, 3))
-    assert left_dense(model, images(1, 3, 8, 8)) == {"0": "no chosen method serves Standardised"}
+    assert left_dense(model, images(1, 3, 8, 8)) == {"0": "no chosen method serves test_trace.Standardised"}
 
 
 def test_hooks_and_replaced_forwards_keep_a_layer_dense():
@@ -93,6 +93,30 @@ def test_parametrised_layers_are_folded_on_the_copy(parametrise):
     assert isinstance(small[0], tenfold.Factored)
     assert torch.allclose(small(x), model(x), atol=1e-5)
     assert nn.utils.parametrize.is_parametrized(model[0])
+
+
+class Awkward(nn.Module):
+    """Owns parameters beside its layers, has a layer under two names, feeds a view of a parameter to a layer, looks at
+    values, and makes a tensor where it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.latent = nn.Parameter(torch.ones(1, 1, 16)), nn.Parameter(torch.ones(1, 1, 16))
+        self.a, self.q = nn.Linear(16, 16), nn.Linear(16, 64)
+        self.b = self.a
+
+    def forward(self, x):
+        assert x.abs().max().item() > 0
+        return self.b(self.a(x + self.token)) @ torch.eye(16) + self.q(self.latent.expand(len(x), -1, -1)).mean()
+
+
+def test_models_that_do_more_than_call_their_layers(tmp_path):
+    model, x = Awkward().eval(), images(2, 3, 16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = tenfold.compress(model, Budget(params=0.8), example=x)
+    assert result.report.dense.macs == 2 * 6 * 16 * 16 + 6 * 16 * 16 + 2 * 16 * 64
+    assert result.plan.steps
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_wrappers_are_taken_off():

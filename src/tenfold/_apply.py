@@ -11,7 +11,7 @@ from tenfold._factored import Factored
 from tenfold._method import Site
 from tenfold._plan import Plan, Step
 from tenfold._progress import track
-from tenfold._run import unwrapped
+from tenfold._run import on_meta, unwrapped
 from tenfold.methods import find
 
 
@@ -35,8 +35,7 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     """`apply(model, plan)` on the meta device: every shape, no values."""
     model = unwrapped(model)
     plan.check_made_for(model)
-    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    new = copy.deepcopy(model, {key: _on_meta(tensor) for key, tensor in tensors.items()})
+    new = on_meta(model)
     for step in plan.steps:
         _take(new, step, fill=False)
     return new
@@ -92,11 +91,6 @@ def _like(dense: Any, factored: Factored) -> None:
     for name, parameter in factored.named_parameters():
         source = dense.bias if name.endswith("bias") else dense.weight
         parameter.requires_grad_(source.requires_grad)
-
-
-def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _text(rank: tuple[int, ...]) -> str:

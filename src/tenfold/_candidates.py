@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tenfold._cost import Cost, layer_cost, measure
+from tenfold._cost import Cost, layer_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._errors import TenfoldError
+from tenfold._layers import LAYERS
 from tenfold._method import Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
 from tenfold._progress import track
@@ -93,8 +94,14 @@ class Options:
 
     @cached_property
     def dense_costs(self) -> dict[str, NDArray[np.int64]]:
-        """Parameters, multiply-adds and bytes of every layer as it is."""
-        return {name: layer_cost(layer.module, layer.calls) for name, layer in self.graph.layers.items()}
+        """Parameters, multiply-adds and bytes of every layer as it is; of other modules, what they hold themselves."""
+        served = {name for candidate in self.candidates for name in candidate.site.layers}
+        return {
+            name: layer_cost(layer.module, layer.calls)
+            if name in served or isinstance(layer.module, LAYERS)
+            else own_cost(layer.module)
+            for name, layer in self.graph.layers.items()
+        }
 
     def dense_cost(self, candidate: Candidate) -> NDArray[np.int64]:
         """The cost of a candidate's layers as they are."""
@@ -169,7 +176,7 @@ def options(
     candidates = _without_twins([Candidate(site, method) for method in methods for site in method.sites(graph)])
     served = {name for candidate in candidates for name in candidate.site.layers}
     unserved = {
-        name: layer.reason or f"no chosen method serves {type(layer.module).__name__}"
+        name: layer.reason or f"no chosen method serves {_kind(layer.module)}"
         for name, layer in graph.layers.items()
         if name not in served
     }
@@ -278,6 +285,11 @@ def _refuse_bad_weights(model: nn.Module) -> None:
                 f"{name} has {bad:,} of {parameter.numel():,} values that are NaN or infinite; "
                 "give a model with finite weights."
             )
+
+
+def _kind(module: nn.Module) -> str:
+    kind = type(module)
+    return kind.__name__ if kind.__module__.startswith("torch.nn.modules.") else f"{kind.__module__}.{kind.__name__}"
 
 
 def _some(names: Iterable[str]) -> str:

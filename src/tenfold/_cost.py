@@ -1,16 +1,14 @@
 """Cost: what a model or a layer takes, found by running it."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -18,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tenfold._data import example_inputs
 from tenfold._latency import interleaved_ms
 from tenfold._plan import Record
-from tenfold._run import device_of, forward, undisturbed, unwrapped
+from tenfold._run import device_of, forward, on_meta, undisturbed, unwrapped
 from tenfold._trace import Call
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -67,16 +65,19 @@ def measure(model: nn.Module, example: Any, *, latency: bool = False) -> Cost:
 def layer_cost(module: nn.Module, calls: Iterable[Call]) -> NDArray[np.int64]:
     """Parameters, multiply-adds and bytes of a layer for these calls, from a run on the meta device."""
     parameters, buffers = [*module.parameters()], [*module.buffers()]
-    run: Callable[[Tensor], Any] = module
     if not all(tensor.is_meta for tensor in [*parameters, *buffers]):
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-        run = partial(functional_call, module, on_meta)
+        module = on_meta(module)
     with torch.no_grad(), counting_macs() as counter:
         for call in calls:
-            run(torch.empty(call.shape, dtype=call.dtype, device="meta"))
+            module(torch.empty(call.shape, dtype=call.dtype, device="meta"))
     params, stored = stored_size(parameters, buffers)
     return np.array([params, counter.get_total_flops() // 2, stored])
+
+
+def own_cost(module: nn.Module) -> NDArray[np.int64]:
+    """Parameters, no multiply-adds, and bytes of what a module holds itself, without what is inside."""
+    params, stored = stored_size([*module.parameters(recurse=False)], [*module.buffers(recurse=False)])
+    return np.array([params, 0, stored])
 
 
 def stored_size(parameters: list[nn.Parameter], buffers: list[Tensor]) -> tuple[int, int]:
@@ -97,10 +98,22 @@ def counting_macs() -> Iterator[FlopCounterMode]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
+        with _Counter(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class _Counter(FlopCounterMode):
+    """Counts in all only: following modules takes hooks that fail on views of parameters made without gradients."""
+
+    def __enter__(self) -> Self:
+        self.mod_tracker = _Nowhere()  # type: ignore[assignment]
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+
+class _Nowhere(nullcontext[None]):
+    parents = frozenset({"Global"})  # under which the counter keeps what it sums up
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

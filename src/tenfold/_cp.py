@@ -120,6 +120,17 @@ def cancellation(factors: Factors) -> float:
     return float(reduce(torch.mul, [factor.square().sum(1) for factor in factors]).sum())
 
 
+def split(factors: Factors) -> Factors:
+    """The same fit with kernels of unit norm; the first and the last factor share what is left of each term's norm.
+
+    So what runs between the factors is of like size in every channel, which int8 needs.
+    """
+    norms = [factor.norm(dim=1, keepdim=True).clamp_min(1e-150) for factor in factors]
+    half = reduce(torch.mul, norms).sqrt()
+    first, *middle, last = (factor / norm for factor, norm in zip(factors, norms, strict=True))
+    return [first * half, *middle, last * half]
+
+
 def _sweep(weight: Tensor, factors: Factors, solve: Callable[[Tensor, Tensor], Tensor]) -> tuple[Factors, float]:
     """Solve for each factor in turn, given the Gram matrix of the others and their product with the weight."""
     first, *middle, last = factors

@@ -54,6 +54,17 @@ def _fold(module: nn.Module) -> None:
     module.train(training)
 
 
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy on the meta device: every shape, no values."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, {key: _empty(tensor) for key, tensor in tensors.items()})
+
+
+def _empty(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients inside; modes, buffers and random state are put back after."""

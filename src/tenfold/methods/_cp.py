@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold._cp import alternating, cancellation, corrected, rebuilt, sliced, sliced_errors
+from tenfold._cp import alternating, cancellation, corrected, rebuilt, sliced, sliced_errors, split
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, kernels, write, write_bias
@@ -85,7 +85,7 @@ class CP(Method):
         terms = alternating(weight, self._start(weight, rank[0], self.full_rank(site)[0]), sweeps)
         if cancellation(terms) > _HEALTHY * float(weight.square().sum()):
             terms = corrected(weight, terms, _SLACK)
-        for module, values in zip(factored, terms, strict=True):
+        for module, values in zip(factored, split(terms), strict=True):
             write(module, values if module is factored[-1] else values.mT)
         write_bias(dense, factored)
 

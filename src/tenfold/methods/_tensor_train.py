@@ -236,7 +236,7 @@ class Train(nn.Module):
         if self.form == "kernel":
             return F.embedding(ids, self.kernels()[0].T)
         flat = ids.reshape(-1)
-        rows_nor = self.cores[0].new_ones(len(flat), 1, 1)
+        rows_nor = self.cores[0].new_ones(flat.shape[0], 1, 1)  # len would fix the size when exported
         below = prod(self.modes[0])
         for core in self._parted():
             below //= core.shape[2]
