@@ -23,6 +23,7 @@ from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
 from benchmarks._score import correct, packed, paired_interval, percent, unpacked
+from benchmarks._train import run_in_kernels
 from tenfold.methods import CP, SVD, Method, SpatialSVD, TensorTrain, Tucker
 
 ROOT = Path(__file__).parent.parent
@@ -108,9 +109,7 @@ def run(job: Job) -> _rows.Row:
 def in_bulk(model: nn.Module) -> nn.Module:
     """The same function, quicker on many images: channels last, and trains of convolutions rebuild their kernels."""
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    for module in model.modules():
-        if isinstance(module, tenfold.Factored):
-            module.run_in("kernel")
+    run_in_kernels(model)
     return model
 
 

@@ -28,7 +28,7 @@ from benchmarks._fresh import fresh
 from benchmarks._images import Images
 from benchmarks._rows import replace_text
 from benchmarks._score import correct, paired_interval, percent
-from benchmarks._train import Clock, OutOfTimeError, train
+from benchmarks._train import Clock, OutOfTimeError, run_in_kernels, train
 from benchmarks.seeds._methods_cases import BATCH, CHOICES, DENSE, METHODS, NAME, Job, Row, jobs
 from benchmarks.seeds._methods_images import SPLITS, Split, split_images
 from benchmarks.seeds._methods_page import page
@@ -103,9 +103,7 @@ def network(job: Job, place: Place) -> tuple[nn.Module, float]:
         checkpoint = stem.with_name(f"{stem.name}.pt")
         # Where training goes on, the checkpoint brings the weights.
         model = empty(job, place) if checkpoint.exists() else started(job, place)
-        for module in model.modules():
-            if isinstance(module, tenfold.Factored):
-                module.run_in("kernel")  # trains of convolutions are many times faster so in training
+        run_in_kernels(model)
         _weights.save(stem, model, trained(model, job, place, checkpoint))
         checkpoint.unlink()
     model = empty(job, place)

@@ -26,7 +26,7 @@ from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._score import correct, paired_interval, percent
-from benchmarks._train import Clock, OutOfTimeError, Recipe, train
+from benchmarks._train import Clock, OutOfTimeError, Recipe, run_in_kernels, train
 from benchmarks.seeds._cases import CASES, CONTROL, DATA, DENSE, FROZEN, Case, in_fast_forms, ranks_plan, shape
 from benchmarks.seeds._garipov import NETS
 from benchmarks.seeds._page import page
@@ -144,9 +144,7 @@ def network(job: Job, place: Place) -> tuple[nn.Module, float]:
         checkpoint = stem.with_name(f"{stem.name}.pt")
         # Where training goes on, the checkpoint brings the weights.
         model = empty(job, place) if checkpoint.exists() else started(job, place)
-        for module in model.modules():
-            if isinstance(module, tenfold.Factored):
-                module.run_in("kernel")  # faster in training, see in_fast_forms
+        run_in_kernels(model)
         images, _ = split_images(job.quick, job.tune)
         on_device = Images(images.pixels.to(place.device), images.labels.to(place.device))
         teacher = network(job.dense, place)[0] if job.recipe.distil and job.case.start == "trained" else None

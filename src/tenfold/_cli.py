@@ -78,6 +78,8 @@ Evaluate = Annotated[
     str | None, typer.Option(help="module:fn with fn(model) -> number, higher is better.", metavar="FN")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", metavar="DEVICE")]
+Saved = Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", metavar="FOLDER")]
+Dense = Annotated[str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 _ALL = ",".join(METHODS)
@@ -228,11 +230,9 @@ def compress(
 
 @app.command(name="verify")
 def verify_folder(
-    folder: Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", metavar="FOLDER")],
+    folder: Saved,
     weights: Annotated[Path, typer.Option(help="The dense weights.", metavar="FILE")],
-    model: Annotated[
-        str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")
-    ] = None,
+    model: Dense = None,
     input: Input = None,
     example: Example = None,
     data: Data = None,
@@ -261,11 +261,9 @@ def verify_folder(
 
 @app.command(name="export")
 def export_folder(
-    folder: Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", metavar="FOLDER")],
+    folder: Saved,
     file: Annotated[Path, typer.Argument(help="What to write: .onnx or .pt2.", metavar="FILE")],
-    model: Annotated[
-        str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")
-    ] = None,
+    model: Dense = None,
     input: Input = None,
     example: Example = None,
     as_json: Json = False,
