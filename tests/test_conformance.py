@@ -1,6 +1,8 @@
 """Every method is held to the contract on every awkward layer; a method added to DEFAULT inherits all of it."""
 
 import pytest
+import torch
+from torch import nn
 
 from tenfold.methods import DEFAULT, SVD, SpatialSVD, TensorTrain
 from tenfold.testing import AWKWARD, CHECKS, Case, check_method
@@ -13,6 +15,22 @@ SERVED = [(method, name) for method in METHODS for name in AWKWARD if Case(name,
 @pytest.mark.parametrize(("method", "name"), SERVED, ids=lambda value: value if isinstance(value, str) else repr(value))
 def test_method(method, name, check):
     check(Case(name, method))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize(
+    ("module", "name", "sizes"),
+    [("timm.layers.linear", "Linear", (12, 20)), ("transformers.pytorch_utils", "Conv1D", (20, 12))],
+)
+def test_linear_layers_of_other_libraries(method, module, name, sizes):
+    """What computes the same as `nn.Linear` is served as that, and its weight keeps the shape that it had."""
+    kind = getattr(pytest.importorskip(module), name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        case = Case.of(kind(*sizes), (3, 12), method)
+    assert bool(case.sites) == (nn.Linear in method.serves)
+    for check in CHECKS if case.sites else ():
+        check(case)
 
 
 def test_who_serves_what():

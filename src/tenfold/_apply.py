@@ -8,6 +8,7 @@ from torch import nn
 
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
+from tenfold._layers import kind
 from tenfold._method import Site
 from tenfold._plan import Plan, Step
 from tenfold._progress import track
@@ -53,7 +54,7 @@ def _take(model: nn.Module, step: Step, *, fill: bool) -> None:
     site = Site(step.layers, tuple(_layer(model, name) for name in step.layers))
     method = find(step.method)
     for name, module in zip(site.layers, site.modules, strict=True):
-        if type(module) not in method.serves:
+        if kind(module) not in method.serves:
             raise TenfoldError(f'the plan\'s step for "{name}": {method.name} does not serve {type(module).__name__}.')
     if step.form not in method.forms:
         raise TenfoldError(

@@ -16,7 +16,7 @@ from torch import nn
 from tenfold._cost import Cost, layer_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._errors import TenfoldError
-from tenfold._layers import LAYERS
+from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
 from tenfold._progress import track
@@ -98,7 +98,7 @@ class Options:
         served = {name for candidate in self.candidates for name in candidate.site.layers}
         return {
             name: layer_cost(layer.module, layer.calls)
-            if name in served or isinstance(layer.module, LAYERS)
+            if name in served or issubclass(kind(layer.module), LAYERS)
             else own_cost(layer.module)
             for name, layer in self.graph.layers.items()
         }
@@ -176,7 +176,7 @@ def options(
     candidates = _without_twins([Candidate(site, method) for method in methods for site in method.sites(graph)])
     served = {name for candidate in candidates for name in candidate.site.layers}
     unserved = {
-        name: layer.reason or f"no chosen method serves {_kind(layer.module)}"
+        name: layer.reason or f"no chosen method serves {_named(layer.module)}"
         for name, layer in graph.layers.items()
         if name not in served
     }
@@ -287,9 +287,9 @@ def _refuse_bad_weights(model: nn.Module) -> None:
             )
 
 
-def _kind(module: nn.Module) -> str:
-    kind = type(module)
-    return kind.__name__ if kind.__module__.startswith("torch.nn.modules.") else f"{kind.__module__}.{kind.__name__}"
+def _named(module: nn.Module) -> str:
+    cls = type(module)
+    return cls.__name__ if cls.__module__.startswith("torch.nn.modules.") else full_name(cls)
 
 
 def _some(names: Iterable[str]) -> str:

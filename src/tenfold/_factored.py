@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tenfold._layers import groups, kernels, to_stored
 
 _READ_BY_OTHERS = (
-    "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "in_channels", "out_channels",
-    "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed", "output_padding",
+    "in_features", "out_features", "nx", "nf", "num_embeddings", "embedding_dim", "padding_idx",
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+    "transposed", "output_padding",
 )  # fmt: skip
 
 

@@ -12,10 +12,26 @@ from torch import Tensor, nn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding)
+# Layers of other libraries that compute what one of torch's computes. They are known by the names of their classes, so
+# that those libraries need not be there.
+_STORED_LIKE_EMBEDDINGS = "transformers.pytorch_utils.Conv1D"
+_ALIKE = {"timm.layers.linear.Linear": nn.Linear, _STORED_LIKE_EMBEDDINGS: nn.Linear}
+
+
+def kind(layer: nn.Module) -> type[nn.Module]:
+    """Which layer of torch this is, or computes the same as: exactly, so subclasses are kinds of their own."""
+    return _ALIKE.get(full_name(type(layer)), type(layer))
+
+
+def full_name(cls: type) -> str:
+    """The name of a class with its module's."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def channels(layer: Any) -> tuple[int, int]:
     """Inputs and outputs: channels, features, or rows and columns of an embedding."""
+    if hasattr(layer, "nx"):
+        return layer.nx, layer.nf
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     if isinstance(layer, nn.Embedding):
@@ -45,19 +61,23 @@ def kernels(layer: Any) -> Tensor:
     return from_stored(type(layer), layer.weight, groups(layer))
 
 
-def from_stored(kind: type, weight: Tensor, groups: int) -> Tensor:
-    """`(g, o, i, *kernel)` from a weight as this kind of layer stores it."""
-    if issubclass(kind, nn.Embedding):
+def from_stored(cls: type, weight: Tensor, groups: int) -> Tensor:
+    """`(g, o, i, *kernel)` from a weight as layers of this class store it."""
+    if _inputs_come_first(cls):
         return weight.T[None]
     parted = weight.unflatten(0, (groups, weight.shape[0] // groups))
-    return parted.transpose(1, 2) if issubclass(kind, TRANSPOSED) else parted
+    return parted.transpose(1, 2) if issubclass(cls, TRANSPOSED) else parted
 
 
-def to_stored(kind: type, kernels: Tensor) -> Tensor:
+def to_stored(cls: type, kernels: Tensor) -> Tensor:
     """The inverse of `from_stored`."""
-    if issubclass(kind, nn.Embedding):
+    if _inputs_come_first(cls):
         return kernels[0].T
-    return (kernels.transpose(1, 2) if issubclass(kind, TRANSPOSED) else kernels).flatten(0, 1)
+    return (kernels.transpose(1, 2) if issubclass(cls, TRANSPOSED) else kernels).flatten(0, 1)
+
+
+def _inputs_come_first(cls: type) -> bool:
+    return issubclass(cls, nn.Embedding) or full_name(cls) == _STORED_LIKE_EMBEDDINGS
 
 
 def matrices(layer: Any) -> Tensor:
@@ -109,7 +129,7 @@ def factor(
             "sparse": like.sparse,
         }
         return nn.Embedding(inputs, outputs, **rules, dtype=dtype)
-    if isinstance(like, (nn.Linear, nn.Embedding)):
+    if not kernel_size(like):
         return nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
     spanned = set(axes)
 
@@ -128,8 +148,9 @@ def factor(
     }
     if isinstance(like, TRANSPOSED) and spanned:
         settings["output_padding"] = along(like.output_padding, 0)
-    kind = type(like) if spanned or not isinstance(like, TRANSPOSED) else CONVOLUTIONS[TRANSPOSED.index(type(like))]
-    return kind(inputs, outputs, along(like.kernel_size, 1), **settings)
+    flat = isinstance(like, TRANSPOSED) and not spanned
+    cls = CONVOLUTIONS[TRANSPOSED.index(type(like))] if flat else type(like)
+    return cls(inputs, outputs, along(like.kernel_size, 1), **settings)
 
 
 def _sides(conv: Any) -> tuple[int, ...]:

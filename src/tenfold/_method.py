@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tenfold._factored import Factored
+from tenfold._layers import kind
 from tenfold._linalg import discarded, spectrum
 from tenfold._plan import Rank
 from tenfold._trace import Graph
@@ -44,12 +45,12 @@ class Method(ABC):
     name: ClassVar[str]
     twin_of_svd: ClassVar[bool] = False  # on Linear and pointwise layers no better than the plain SVD
     forms: ClassVar[tuple[str, ...]] = ("factors",)  # how what it makes can run; the first unless a step says else
-    serves: ClassVar[tuple[type[nn.Module], ...]]  # exactly these types of layers, not their subclasses
+    serves: ClassVar[tuple[type[nn.Module], ...]]  # exactly these kinds of layers, not their subclasses
 
     def sites(self, graph: Graph) -> Iterable[Site]:
         """Which of the graph's free layers go together: unless overridden, each layer goes alone."""
         for layer in graph.free:
-            if type(layer.module) in self.serves:
+            if kind(layer.module) in self.serves:
                 yield Site((layer.name,), (layer.module,))
 
     @abstractmethod
