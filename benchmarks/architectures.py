@@ -1,8 +1,8 @@
 """What works on which architecture: every stage from building a network to running its exported files.
 
 `python -m benchmarks.architectures` makes the rows that are missing from `benchmarks/results/architectures.json`,
-then `docs/architectures.md` from that file. To measure anew, delete the file. `--small` is for a quick run: forty
-small networks, with all methods.
+then `docs/architectures.md` from that file. To measure anew, delete the file. `--small` takes forty small networks,
+with all methods together and with each alone.
 
 Besides the library it needs torchvision, timm, transformers and what ONNX export needs, and Linux, for its limits.
 """
@@ -39,13 +39,25 @@ import tenfold
 from benchmarks import _zoo
 from benchmarks._rows import replace_text
 from tenfold import Budget
-from tenfold.methods import DEFAULT, SVD, Method, SpatialSVD, Tucker
+from tenfold.methods import CP, DEFAULT, SVD, Method, SpatialSVD, TensorTrain, Tucker
 
 ROOT = Path(__file__).parent.parent
 NAME = "architectures"
 SHARE, LEAST_SHARE = 0.5, 0.49  # of the parameters: what is asked for, and what a choice of ranks should use of it
-METHODS: Sequence[Method] = (SVD("output"), SVD("input"), SpatialSVD(), Tucker())
-SMALL_METHODS: Sequence[Method] = DEFAULT
+QUICK, MIX = "quick", "mix"
+METHODS: dict[str, Sequence[Method]] = {
+    QUICK: (SVD("output"), SVD("input"), SpatialSVD(), Tucker()),
+    MIX: DEFAULT,
+    "svd-output": (SVD("output"),),
+    "svd-input": (SVD("input"),),
+    "spatial": (SpatialSVD(),),
+    "tucker": (Tucker(),),
+    "cp3": (CP(3),),
+    "cp4": (CP(4),),
+    "tt": (TensorTrain(),),
+    "tt-naive": (TensorTrain("naive"),),
+}
+ALONE = tuple(name for name in METHODS if name not in (QUICK, MIX))
 CPU_SECONDS = 600  # that a network may take: other work of the machine takes none of it
 WALL_SECONDS = 3600
 BYTES = 12 * 2**30  # that a network may take
@@ -87,11 +99,13 @@ class Job:
     library: str
     name: str
     small: bool
+    methods: str
 
     @property
     def command(self) -> str:
         """What makes this row and no other."""
-        return f"python -m benchmarks.{NAME} --library {self.library} --name {self.name}" + " --small" * self.small
+        asked = f"--library {self.library} --name {self.name} --methods {self.methods}"
+        return f"python -m benchmarks.{NAME} {asked}" + " --small" * self.small
 
 
 class Row(BaseModel):
@@ -102,6 +116,7 @@ class Row(BaseModel):
     library: str
     name: str
     small: bool
+    methods: str
     params: int | None  # of the dense network
     ratio: float | None  # small / dense parameters
     stages: dict[str, str]  # "ok", or why not
@@ -121,7 +136,7 @@ class Row(BaseModel):
         """The row in one line, for the terminal."""
         wrong = [f"{stage}: {text}" for stage, text in self.stages.items() if text not in (OK, UNREACHED)]
         ratio = "" if self.ratio is None else f" x{self.ratio:.3f}"
-        return f"{self.library} {self.name}{ratio}, {self.seconds or 0:.1f} s: {'; '.join(wrong) or OK}"
+        return f"{self.library} {self.name} {self.methods}{ratio}, {self.seconds or 0:.1f} s: {'; '.join(wrong) or OK}"
 
 
 @dataclass(frozen=True)
@@ -252,6 +267,7 @@ def row(job: Job) -> Row:
         library=job.library,
         name=job.name,
         small=job.small,
+        methods=job.methods,
         params=facts.get("params"),
         ratio=_rounded(facts.get("ratio")),
         stages=stages,
@@ -298,7 +314,7 @@ def _run(sender: Connection, job: Job, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, resource.RLIM_INFINITY))
     entry = _zoo.entries(job.library, small=job.small)[job.name]
-    trial, passed = Trial(entry, SMALL_METHODS if job.small else METHODS, folder), set()
+    trial, passed = Trial(entry, METHODS[job.methods], folder), set()
     for stage in STAGES:
         if stage not in NEEDS or NEEDS[stage] in passed:
             text, completed = _ended(getattr(trial, stage))
@@ -358,8 +374,10 @@ def add(path: Path, new: Row) -> None:
 def page(rows: Sequence[Row]) -> str:
     """The page of documentation, from rows alone."""
     groups: defaultdict[str, list[Row]] = defaultdict(list)
+    small = [one for one in rows if one.small]
     for one in sorted(rows, key=lambda row: (row.small, [*_zoo.LIBRARIES].index(row.library), row.name)):
-        groups[f"Small networks, {one.library}" if one.small else one.library].append(one)
+        if one.methods not in ALONE:
+            groups[f"Small networks, {one.library}" if one.small else one.library].append(one)
     stages = "\n".join(f"- `{stage}`: {text}" for stage, text in STAGES.items())
     devices = "; ".join(sorted({one.device for one in rows}))
     versions = sorted({package for one in rows for package in one.versions.split(", ")})
@@ -370,7 +388,8 @@ well; a number is the reason below the table why it did not, and `-` a stage tha
 
 {stages}
 
-Methods are {", ".join(f"`{method!r}`" for method in METHODS)}; for small networks all of `tenfold.methods.DEFAULT`.
+Methods are {", ".join(f"`{method!r}`" for method in METHODS[QUICK])}; for small networks all of
+`tenfold.methods.DEFAULT`.
 Images are about as small as a network takes, and batches hold two. A network may take {CPU_SECONDS} seconds of one CPU
 and {BYTES >> 30} GiB. `batch` is whether both files take batches of any size or that of the example alone;
 `difference` is ||file - model|| / ||model||, the worse of both. Made on {devices} with {", ".join(versions)}, by
@@ -382,7 +401,8 @@ python -m benchmarks.{NAME} --small
 
 ## Cells that are ok
 
-{_summary(groups)}{"".join(_section(title, group) for title, group in groups.items())}"""
+{_summary(groups)}
+{_differences(small)}{"".join(_section(title, group) for title, group in groups.items())}"""
 
 
 def _summary(groups: dict[str, list[Row]]) -> str:
@@ -392,6 +412,36 @@ def _summary(groups: dict[str, list[Row]]) -> str:
         cells = " | ".join(map(str, counts))
         lines.append(f"| {title} | {len(rows)} | {sum(row.green for row in rows)} | {cells} |")
     return "\n".join(lines) + "\n"
+
+
+def _differences(rows: Sequence[Row]) -> str:
+    found = {(one.library, one.name, one.methods): one for one in rows}
+    nets = sorted({(one.library, one.name) for one in rows})
+    reasons: dict[str, int] = {}
+
+    def cell(one: Row | None) -> str:
+        if one is None or one.ratio == 1:
+            return ""
+        wrong = [text for stage, text in one.stages.items() if stage != "plan" and text not in (OK, UNREACHED)]
+        return str(reasons.setdefault(wrong[0], len(reasons) + 1)) if wrong else _number(one.difference, ".0e")
+
+    lines = [f"| network | {' | '.join((MIX, *ALONE))} |", "|---|" + "--:|" * (1 + len(ALONE))]
+    for net in nets:
+        lines.append(f"| {' '.join(net)} | {' | '.join(cell(found.get((*net, name))) for name in (MIX, *ALONE))} |")
+    listed = [f"{number}. {text}" for text, number in reasons.items()]
+    return (
+        "\n".join(
+            [
+                "## Exported files against the model, each method alone\n",
+                "||file - model|| / ||model||, the worse of .onnx and .pt2, for small networks at half of their parameters, or",
+                "at the least that the method reaches. Blank where the method has no layer to make smaller.\n",
+                *lines,
+                "",
+                *listed,
+            ]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def _section(title: str, rows: Sequence[Row]) -> str:
@@ -427,7 +477,8 @@ def _number(value: float | None, spec: str) -> str:
 def jobs(asked: argparse.Namespace) -> list[Job]:
     """The rows that the command line asks for."""
     return [
-        Job(library, name, asked.small)
+        Job(library, name, asked.small, methods)
+        for methods in asked.methods or ((MIX, *ALONE) if asked.small else (QUICK,))
         for library in asked.library
         for name in _zoo.entries(library, small=asked.small)
         if any(fnmatchcase(name, pattern) for pattern in asked.name)
@@ -452,7 +503,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=str(__doc__).splitlines()[0])
     parser.add_argument("--library", nargs="+", choices=_zoo.LIBRARIES, default=[*_zoo.LIBRARIES])
     parser.add_argument("--name", nargs="+", default=["*"], help="shell patterns of names")
-    parser.add_argument("--small", action="store_true", help="forty small networks, with all methods")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="those that compete")
+    parser.add_argument("--small", action="store_true", help="forty small networks")
     parser.add_argument("--minutes", type=float, help="begin no row after so many")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread")
     return parser.parse_args()
