@@ -433,8 +433,8 @@ def _differences(rows: Sequence[Row]) -> str:
         "\n".join(
             [
                 "## Exported files against the model, each method alone\n",
-                "||file - model|| / ||model||, the worse of both files, for small networks at half of their parameters, or",
-                "at the least that the method reaches. Blank where the method has no layer to make smaller.\n",
+                "||file - model|| / ||model||, worse of both files, for small networks at half of their parameters,",
+                "or at the least that the method reaches. Blank where the method has no layer to make smaller.\n",
                 *lines,
                 "",
                 *listed,

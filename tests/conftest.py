@@ -3,17 +3,12 @@
 import os
 from pathlib import Path
 
+import benchmarks._zoo  # noqa: F401  declares the operators that torchvision and timm look for when imported
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # two workers on two cores
-
-# The registry's torchvision does not find its compiled operators beside another build of torch. Its models need
-# only the schemas, and timm needs torchvision.
-_schemas = torch.library.Library("torchvision", "DEF")
-_schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,20 @@ def test_a_compiled_model_goes_in_and_a_small_one_compiles():
     assert torch.allclose(compiled(x), small(x), atol=1e-5)
 
 
+def test_a_network_in_distributed_training():
+    """One process is enough to see that the wrapper comes off, and that the small network trains in one again."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrap = nn.parallel.DistributedDataParallel
+        model, x = randomised(small_cnn()), images(2, 3, 16, 16)
+        small = tenfold.compress(wrap(model), Budget(params=0.6), example=x).model
+        assert type(small) is nn.Sequential
+        wrap(small.train())(x).square().sum().backward()
+        assert all(p.grad is not None for p in small.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_in_and_out(tmp_path, dtype):
     model, x = randomised(small_cnn()).to(dtype), images(2, 3, 16, 16).to(dtype)
