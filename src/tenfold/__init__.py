@@ -3,6 +3,7 @@
 from tenfold import methods
 from tenfold._apply import apply
 from tenfold._budget import Budget
+from tenfold._calibrate import LayerStatistics, Statistics, calibrate
 from tenfold._candidates import Options, Target, options, plan
 from tenfold._compress import Result, compress
 from tenfold._cost import Cost, measure
@@ -24,18 +25,21 @@ __all__ = [
     "Exported",
     "Factored",
     "Greedy",
+    "LayerStatistics",
     "MinMax",
     "Options",
     "Plan",
     "Ranks",
     "Report",
     "Result",
+    "Statistics",
     "Step",
     "Target",
     "TenfoldError",
     "TenfoldWarning",
     "__version__",
     "apply",
+    "calibrate",
     "compress",
     "export",
     "load",

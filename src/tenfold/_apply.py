@@ -4,22 +4,26 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tenfold._calibrate import Statistics
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
+from tenfold._fit import made, metrics_of, missed_mean
 from tenfold._layers import kind
-from tenfold._method import Site
+from tenfold._method import Method, Site
 from tenfold._plan import Plan, Step
 from tenfold._progress import track
 from tenfold._run import on_meta, unwrapped
 from tenfold.methods import find
 
 
-def apply(model: nn.Module, plan: Plan) -> nn.Module:
+def apply(model: nn.Module, plan: Plan, statistics: Statistics | None = None) -> nn.Module:
     """A copy of `model` with every step of `plan` taken, in order, from the model's own weights.
 
-    `apply(model, Plan())` equals `model`; device, dtype, mode and `requires_grad` are kept.
+    With `statistics`, factors are fitted to what each layer sees, and the mean of what they miss goes into its bias
+    or into the batch norm behind it. `apply(model, Plan())` equals `model`; device, dtype, mode and `requires_grad`
+    are kept.
 
     Raises:
         TenfoldError: if the plan was made for another network, or a step does not fit its layers.
@@ -28,7 +32,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     plan.check_made_for(model)
     new = copy.deepcopy(model)
     for step in track(plan.steps, "factors"):
-        _take(new, step, fill=True)
+        _take(new, step, statistics)
     return new
 
 
@@ -38,7 +42,9 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     plan.check_made_for(model)
     new = on_meta(model)
     for step in plan.steps:
-        _take(new, step, fill=False)
+        site, method = _checked(new, step)
+        with torch.device("meta"):
+            _put(new, site, method.skeleton(site, step.rank), step.form)
     return new
 
 
@@ -50,7 +56,28 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _take(model: nn.Module, step: Step, *, fill: bool) -> None:
+def _take(model: nn.Module, step: Step, statistics: Statistics | None) -> None:
+    site, method = _checked(model, step)
+    metrics = metrics_of(site, statistics)
+    new = made(method, site, step.rank, metrics)
+    for name, dense, factored, metric in zip(site.layers, site.modules, new, metrics or (), strict=bool(metrics)):
+        missed = missed_mean(dense, factored, metric)
+        if missed is not None:
+            norm = statistics.layers[name].norm  # type: ignore[union-attr]
+            _make_up(missed, factored.bias, None if norm is None else model.get_submodule(norm))
+    _put(model, site, new, step.form)
+
+
+def _make_up(missed: Tensor, bias: Tensor | None, norm: Any) -> None:
+    """Add what the outputs lack in the mean to the bias, or take it off the mean that the norm behind expects."""
+    with torch.no_grad():
+        if bias is not None:
+            bias += missed.to(bias)
+        elif norm.running_mean is not None:
+            norm.running_mean -= missed.to(norm.running_mean)
+
+
+def _checked(model: nn.Module, step: Step) -> tuple[Site, Method]:
     site = Site(step.layers, tuple(_layer(model, name) for name in step.layers))
     method = find(step.method)
     for name, module in zip(site.layers, site.modules, strict=True):
@@ -67,15 +94,12 @@ def _take(model: nn.Module, step: Step, *, fill: bool) -> None:
         raise TenfoldError(
             f'the plan\'s step for "{step.layers[0]}" has rank {_text(step.rank)}; {method.name} takes {most}.'
         )
-    with torch.device("meta"):
-        new = method.skeleton(site, step.rank)
-    if fill:
-        for dense, factored in zip(site.modules, new, strict=True):
-            factored.to_empty(device=next(dense.parameters()).device)
-        with torch.no_grad():
-            method.fill(site, step.rank, new)
+    return site, method
+
+
+def _put(model: nn.Module, site: Site, new: tuple[Factored, ...], form: str) -> None:
     for dense, factored in zip(site.modules, new, strict=True):
-        factored.run_in(step.form)
+        factored.run_in(form)
         _like(dense, factored)
         replace_module(model, dense, factored)
 

@@ -57,7 +57,7 @@ class Budget(Target):
         origins: list[tuple[Pool, int] | None] = [None] * len(choices)
         for pool in pooled(ladders):
             costs = pool.costs[:, columns]
-            errors = weighed(pool.errors)
+            errors = weighed(pool.errors, pool.moves)
             for index in worthwhile(costs.astype(np.float64), errors, spacing):
                 change = tuple(int(cost) for cost in costs[index])
                 choices.append(Option(frozenset(pool.layers), change, float(errors[index])))
@@ -74,6 +74,7 @@ class Pool:
 
     def __init__(self, ladders: Sequence[Ladder]) -> None:
         self.layers = ladders[0].candidate.site.layers
+        self.moves = ladders[0].moves
         self.costs = np.concatenate([ladder.costs for ladder in ladders])
         self.errors = np.concatenate([ladder.errors for ladder in ladders])
         self._ladders = ladders

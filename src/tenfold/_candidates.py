@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tenfold._calibrate import Statistics
 from tenfold._cost import Cost, layer_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._errors import TenfoldError
+from tenfold._fit import curve as curve_in_data
+from tenfold._fit import lost_altogether, metrics_of
 from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
@@ -43,9 +46,10 @@ class Ladder:
 
     candidate: Candidate
     ranks: NDArray[np.int64]  # (options, entries)
-    errors: NDArray[np.float64]  # (options,), squared, relative to the weights' own energy
+    errors: NDArray[np.float64]  # (options,), squared, relative to losing the layers altogether
     costs: NDArray[np.int64]  # (options, 3), change against dense, in the order of LIMITED
     dense: NDArray[np.int64]  # (3,), the cost of the dense layers
+    moves: float | None = None  # what losing the layers moves in the outputs, where statistics tell, see `weighed`
 
     def cheaper(self) -> "Ladder":
         """The options that are `cheaper` than dense."""
@@ -75,6 +79,7 @@ class Options:
     fingerprint: Fingerprint
     candidates: tuple[Candidate, ...]
     unserved: dict[str, str]  # layers that no candidate serves, and why
+    statistics: Statistics | None = None
     _prices: dict[Any, NDArray[np.int64]] = field(default_factory=dict)
 
     def plan(self, target: Target) -> Plan:
@@ -142,17 +147,23 @@ class Options:
         return f"no rank is cheaper: the least takes {dense + least:,} parameters; dense takes {dense:,}"
 
     def _ladder(self, candidate: Candidate) -> Ladder:
-        curve = candidate.method.curve(candidate.site)
-        norms = [torch.linalg.vector_norm(m.weight.detach(), dtype=torch.float64) for m in candidate.site.modules]
-        errors = curve.errors / max(sum(float(norm) ** 2 for norm in norms), 1e-300)
-        changes = self.change(candidate, curve.ranks)
-        return Ladder(candidate, curve.ranks, errors, changes, self.dense_cost(candidate))
+        metrics = metrics_of(candidate.site, self.statistics)
+        if metrics is None:
+            curve = candidate.method.curve(candidate.site)
+            norms = [torch.linalg.vector_norm(m.weight.detach(), dtype=torch.float64) for m in candidate.site.modules]
+            whole, moves = sum(float(norm) ** 2 for norm in norms), None
+        else:
+            curve = curve_in_data(candidate.method, candidate.site, metrics)
+            whole = moves = lost_altogether(candidate.site, metrics)
+        errors, changes = curve.errors / max(whole, 1e-300), self.change(candidate, curve.ranks)
+        return Ladder(candidate, curve.ranks, errors, changes, self.dense_cost(candidate), moves)
 
 
 def options(
     model: nn.Module,
     *,
     example: Any,
+    statistics: Statistics | None = None,
     methods: Sequence[Method] | None = None,
     freeze: Iterable[str] = (),
 ) -> Options:
@@ -162,6 +173,7 @@ def options(
         model: any network; it is not modified.
         example: a tensor, a tuple (positional arguments) or a dict (keyword arguments), of the batch size and
             shape for which multiply-adds are to be counted.
+        statistics: what `calibrate` told, for errors as the data sees them; without it, those of the weights.
         methods: those that compete; by default all.
         freeze: names of layers to leave dense, as shell patterns (`"head.*"`).
 
@@ -180,7 +192,7 @@ def options(
         for name, layer in graph.layers.items()
         if name not in served
     }
-    return Options(model, graph, measure(model, example), Fingerprint.of(model), candidates, unserved)
+    return Options(model, graph, measure(model, example), Fingerprint.of(model), candidates, unserved, statistics)
 
 
 def plan(
@@ -188,11 +200,12 @@ def plan(
     target: Target,
     *,
     example: Any,
+    statistics: Statistics | None = None,
     methods: Sequence[Method] | None = None,
     freeze: Iterable[str] = (),
 ) -> Plan:
     """`options(model, ...).plan(target)`."""
-    return options(model, example=example, methods=methods, freeze=freeze).plan(target)
+    return options(model, example=example, statistics=statistics, methods=methods, freeze=freeze).plan(target)
 
 
 def cheaper(changes: NDArray[np.int64], dense: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -205,12 +218,15 @@ def cheaper(changes: NDArray[np.int64], dense: NDArray[np.int64]) -> NDArray[np.
     return np.logical_and(no_more, less)
 
 
-def weighed(errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What the global choice adds up over layers: noise over signal, e / (1 - e), of each relative squared error e.
+def weighed(errors: NDArray[np.float64], moves: float | None) -> NDArray[np.float64]:
+    """What the global choice adds up over layers, of each relative squared error e.
 
-    Against e itself, this keeps the choice from ruining few layers to spare the rest.
+    By the weights alone, noise over signal: e / (1 - e). With statistics, the geometric mean of that and of m e, what
+    moves in the outputs (m where the layer is lost): sqrt(m) e / sqrt(1 - e). Against sums of e or of m e, both keep
+    the choice from ruining few layers to spare the rest.
     """
-    return errors / np.maximum(1 - errors, 1e-3)
+    kept = np.maximum(1 - errors, 1e-3)
+    return errors / kept if moves is None else moves**0.5 * errors / kept**0.5
 
 
 def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """The contract of a method: how a site is factorised."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tenfold._factored import Factored
 from tenfold._layers import kind
 from tenfold._linalg import discarded, spectrum
+from tenfold._metric import Metric
 from tenfold._plan import Rank
 from tenfold._trace import Graph
 
@@ -74,6 +75,18 @@ class Method(ABC):
     @abstractmethod
     def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
         """Write the weights and biases of `new` from the site's layers."""
+
+    def outline(self, site: Site) -> Curve:
+        """The curve, or what is cheaper and falls alike: fits to the data say how far off it is."""
+        return self.curve(site)
+
+    def curve_in(self, site: Site, metrics: Sequence[Metric]) -> Curve | None:  # noqa: ARG002
+        """The errors of the best fits in the metrics of the data, where there is a closed form for them."""
+        return None
+
+    def fill_in(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:  # noqa: ARG002
+        """Write weights from which descent in the metrics starts; what has a closed form is there already."""
+        self.fill(site, rank, new)
 
     def full_rank(self, site: Site) -> Rank:
         """The least rank at which nothing is lost, whatever the weights."""

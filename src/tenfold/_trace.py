@@ -1,18 +1,19 @@
 """Tracing: one run of the example, to learn which layers are called, with what, and which must stay as they are."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenfold._data import Inputs
-from tenfold._run import forward, undisturbed
+from tenfold._layers import LAYERS, channels
+from tenfold._run import forward, undisturbed, watched
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Layer:
     module: nn.Module
     calls: tuple[Call, ...] = ()
     reason: str | None = None
+    norm: str | None = None  # the batch norm that its outputs go into
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     replaced = {module for module in modules.values() if "forward" in vars(module)}
     watch = _Watch({id(p): module for module in modules.values() for p in module._parameters.values()})
-    with undisturbed(model), _recording(modules.values(), watch), watch:
+    norms: dict[nn.Module | None, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, _BatchNorm)
+    }
+    with undisturbed(model), watched([*modules.values(), *filter(None, norms)], watch.around), watch:
         forward(model, example)
 
     def reason(module: nn.Module) -> str | None:
@@ -80,7 +85,13 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
 
     return Graph(
         {
-            name: Layer(name, module, tuple(call for call in watch.calls.get(module, []) if call), reason(module))
+            name: Layer(
+                name,
+                module,
+                tuple(call for call in watch.calls.get(module, []) if call),
+                reason(module),
+                norms.get(watch.norm_behind(module)),
+            )
             for name, module in modules.items()
         }
     )
@@ -94,6 +105,8 @@ class _Watch(TorchDispatchMode):
     running: list[nn.Module] = field(default_factory=list)
     outside: set[nn.Module] = field(default_factory=set)
     calls: dict[nn.Module, list[Call | None]] = field(default_factory=dict)
+    made: dict[int, tuple[ReferenceType[Tensor], int, nn.Module]] = field(default_factory=dict)  # outputs of layers
+    fed: dict[nn.Module, list[nn.Module | None]] = field(default_factory=dict)  # what made the inputs of norms
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -105,36 +118,38 @@ class _Watch(TorchDispatchMode):
                 self.outside.add(owner)
         return func(*args, **(kwargs or {}))
 
+    def around(self, module: nn.Module, run: Any) -> Any:
+        """A forward that notes what it is called with, and what becomes of the outputs of layers."""
+        is_norm = isinstance(module, _BatchNorm)
 
-@contextmanager
-def _recording(modules: Any, watch: _Watch) -> Iterator[None]:
-    # By replacing `forward` on the instance, not by hooks: torch's fused attention looks for hooks and takes
-    # another path when there are any.
-    def recorded(module: nn.Module, run: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = [*args, *kwargs.values()]
             single = len(given) == 1 and isinstance(given[0], Tensor)
-            call = Call(tuple(given[0].shape), given[0].dtype) if single else None
-            watch.calls.setdefault(module, []).append(call)
-            watch.running.append(module)
-            try:
+            if is_norm:
+                self.fed.setdefault(module, []).append(self._maker(given[0]) if single else None)
                 return run(*args, **kwargs)
+            call = Call(tuple(given[0].shape), given[0].dtype) if single else None
+            self.calls.setdefault(module, []).append(call)
+            self.running.append(module)
+            try:
+                output = run(*args, **kwargs)
             finally:
-                watch.running.pop()
+                self.running.pop()
+            if isinstance(output, Tensor):
+                self.made[id(output)] = ref(output), output._version, module
+            return output
 
         return forward
 
-    before = {}
-    try:
-        for module in modules:
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            before[module] = vars(module).get("forward")
-            vars(module)["forward"] = recorded(module, module.forward)
-        yield
-    finally:
-        for module, own in before.items():
-            if own is None:
-                vars(module).pop("forward", None)
-            else:
-                vars(module)["forward"] = own
+    def _maker(self, tensor: Tensor) -> nn.Module | None:
+        """The layer whose output this is, if nothing has changed it since."""
+        output, layer_version, layer = self.made.get(id(tensor), (None, 0, None))
+        return layer if output is not None and output() is tensor and tensor._version == layer_version else None
+
+    def norm_behind(self, module: nn.Module) -> nn.Module | None:
+        """The batch norm that was called once, on the outputs of this one call of a layer, channel for channel."""
+        norms = [norm for norm, fed in self.fed.items() if fed == [module]]
+        alike = len(norms) == len(self.calls.get(module, [])) == 1
+        return (
+            norms[0] if alike and isinstance(module, LAYERS) and norms[0].num_features == channels(module)[1] else None
+        )

@@ -2,6 +2,7 @@
 
 # O outputs, I inputs, H x W kernel, K = HW, R rank (a group), g groups
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -16,11 +17,13 @@ from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, kernels, write, write_bias
 from tenfold._method import Curve, Method, Site, levels
+from tenfold._metric import Metric
 from tenfold._plan import Rank
 
 # Multiply-adds that alternating sweeps may take, for a rank of the curve and for the weights: large layers get fewer.
 _CURVE_WORK, _FILL_WORK = 1e9, 2e11
 _CURVE_SWEEPS, _FILL_SWEEPS = 30, 100
+_SHORT = 10, 1e9  # sweeps and work before descent in the metric of the data
 _SLACK = 1.01  # by how much the correction of cancelling terms may raise the error
 _HEALTHY = 2.0  # summed squared norms of the terms over that of the weight, above which terms are corrected
 
@@ -69,6 +72,14 @@ class CP(Method):
         errors = _SLACK * np.maximum.accumulate(errors[::-1])[::-1]
         return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
 
+    def outline(self, site: Site) -> Curve:
+        errors = sliced_errors(self._weight(site)).sum(0)[1:].cpu().numpy()
+        return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
+
+    def fill_in(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:  # noqa: ARG002
+        weight = self._weight(site)
+        self._write(site, new[0], alternating(weight, sliced(weight, rank[0]), _sweeps(weight, rank[0], *_SHORT)))
+
     def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
         (dense,) = site.modules
         (inputs, outputs), axes = channels(dense), range(len(kernel_size(dense)))
@@ -79,15 +90,17 @@ class CP(Method):
         return (Factored.of(dense, first, *depthwise, last),)
 
     def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
-        (dense,), (factored,) = site.modules, new
         weight = self._weight(site)
         sweeps = _sweeps(weight, rank[0], _FILL_SWEEPS, _FILL_WORK)
-        terms = alternating(weight, self._start(weight, rank[0], self.full_rank(site)[0]), sweeps)
+        self._write(site, new[0], alternating(weight, self._start(weight, rank[0], self.full_rank(site)[0]), sweeps))
+
+    def _write(self, site: Site, factored: Factored, terms: list[Tensor]) -> None:
+        weight = self._weight(site)
         if cancellation(terms) > _HEALTHY * float(weight.square().sum()):
             terms = corrected(weight, terms, _SLACK)
         for module, values in zip(factored, split(terms), strict=True):
             write(module, values if module is factored[-1] else values.mT)
-        write_bias(dense, factored)
+        write_bias(site.modules[0], factored)
 
     def _start(self, weight: Tensor, rank: int, full: int) -> list[Tensor]:
         """The best that the curve knows of: the fit of the tried rank below, and the closed form of what it leaves."""

@@ -2,16 +2,31 @@
 
 # O outputs, I inputs, K = kernel positions, R rank a group, g groups
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
-from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, matrices, write, write_bias
-from tenfold._linalg import truncated
+from tenfold._layers import (
+    LAYERS,
+    channels,
+    factor,
+    groups,
+    has_bias,
+    is_pointwise,
+    kernel_size,
+    matrices,
+    write,
+    write_bias,
+)
+from tenfold._linalg import discarded, truncated
 from tenfold._method import Curve, Method, Site, matrix_curve
+from tenfold._metric import Metric
 from tenfold._plan import Rank
 
 
@@ -44,6 +59,38 @@ class SVD(Method):
 
     def curve(self, site: Site) -> Curve:
         return matrix_curve(*self.unfoldings(site))
+
+    def curve_in(self, site: Site, metrics: Sequence[Metric]) -> Curve | None:
+        if not self._keeps_patches_whole(site):
+            return None
+        (full,) = self.full_rank(site)
+        errors = discarded(self._whitened(site, metrics[0])[0]).sum(0)[1 : full + 1].cpu().numpy()
+        return Curve(np.arange(1, full + 1)[:, None], errors)
+
+    def fill_in(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:
+        """`W ~ (C^-1/2 P)(P^T C^1/2 W)`, P the leading eigenvectors of C^1/2 W S W^T C^1/2: S is never inverted."""
+        if not self._keeps_patches_whole(site):
+            self.fill(site, rank, new)
+            return
+        _, vectors_gor, root, inverse = self._whitened(site, metrics[0])
+        kept = vectors_gor[..., : rank[0]]
+        write(new[0][0], kept.mT @ root @ matrices(site.modules[0]).flatten(2))
+        write(new[0][1], inverse @ kept)
+        write_bias(site.modules[0], new[0])
+
+    def _keeps_patches_whole(self, site: Site) -> bool:
+        return self.side == "output" or is_pointwise(site.modules[0])
+
+    def _whitened(self, site: Site, metric: Metric) -> tuple[Tensor, ...]:
+        """Eigenvalues and vectors of C^1/2 W S W^T C^1/2, the largest first, C^1/2 and its inverse."""
+        weight_gok = matrices(site.modules[0]).flatten(2)
+        moved = metric.times_inputs(weight_gok) @ weight_gok.mT
+        root = inverse = torch.eye(moved.shape[-1], dtype=moved.dtype, device=moved.device)
+        if metric.outputs is not None:
+            squares, axes = torch.linalg.eigh(metric.outputs)
+            root, inverse = (axes * squares[:, None].sqrt()) @ axes.mT, (axes * squares[:, None].rsqrt()) @ axes.mT
+        values, vectors = torch.linalg.eigh(root @ moved @ root)
+        return values.flip(-1).clamp_min(0), vectors.flip(-1), root, inverse
 
     def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
         (dense,) = site.modules

@@ -1,0 +1,224 @@
+"""Calibration: what batches of data tell about every layer, gathered in one pass."""
+
+# g groups, K inputs of a group times kernel positions, O outputs of a group, P patches, B blocks of b inputs
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tenfold._data import Inputs, batches_of
+from tenfold._errors import TenfoldError, TenfoldWarning
+from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
+from tenfold._patches import patches, responses
+from tenfold._progress import track
+from tenfold._run import forward, undisturbed, unwrapped, watched
+from tenfold._trace import Layer, trace
+
+Loss = Callable[[Any, Any], Tensor]
+
+_WIDEST = 6144  # inputs whose products are all kept: 0.3 GB in float64; wider layers keep diagonal blocks
+_CHUNK = 2**23  # numbers in the patches that are looked at together
+_POSITIONS = 128  # of an example that are looked at: neighbours tell much the same
+_PROBES = 8  # random directions in which the neglect of blocks is measured
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """Sums over the patches x of a layer, and over the gradients q at its outputs; all in float64.
+
+    Of an embedding, patches are unit vectors, and `gram` holds how often each row was looked up.
+    """
+
+    count: Tensor  # (), patches
+    total: Tensor  # (g, K), sum of x
+    gram: Tensor  # (g, B, b, b), sum of x x^T: all of it (B = 1), or diagonal blocks, with zeros behind the last input
+    quartic: Tensor  # (g,), sum of |x|^4
+    response: Tensor  # (g, O, O), sum of q q^T over batches, each times its patches; zero if there is no gradient
+    probes: Tensor  # (g, probes), sum of (z.x)^2 for fixed random z
+    norm: str | None = None  # the batch norm that takes this layer's outputs and nothing else
+
+    def __add__(self, other: "LayerStatistics") -> "LayerStatistics":
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMS}
+        return LayerStatistics(**sums, norm=self.norm)
+
+    @property
+    def neglected(self) -> float:
+        """How much the blocks get wrong, relative: 0 where all products are kept, else found by random directions."""
+        if self.gram.shape[1] in (1, self.total.shape[1]):
+            return 0.0
+        z_gpk = _directions(self.total)
+        wide = torch.nn.functional.pad(z_gpk, (0, self.gram.shape[1] * self.gram.shape[2] - z_gpk.shape[-1]))
+        parts = wide.unflatten(-1, self.gram.shape[1:3])
+        found = torch.einsum("gpbi,gbij,gpbj->gp", parts, self.gram, parts)
+        return float((found - self.probes).norm() / self.probes.norm().clamp_min(1e-300))
+
+
+_SUMS = tuple(field.name for field in fields(LayerStatistics) if field.name != "norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What calibration told about each layer, by name. `a + b` is what both sets of batches told together."""
+
+    layers: Mapping[str, LayerStatistics]
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        if self.layers.keys() != other.layers.keys():
+            raise TenfoldError("these statistics are of different layers; add what came from one network.")
+        return Statistics({name: layer + other.layers[name] for name, layer in self.layers.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, in one step."""
+        path = Path(path)
+        tensors = {f"{name}/{part}": getattr(s, part).contiguous() for name, s in self.layers.items() for part in _SUMS}
+        beside = path.with_name(f".{path.name}.part")
+        save_file(tensors, beside, metadata={"norms": json.dumps({n: s.norm for n, s in self.layers.items()})})
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        """Read what `save` wrote.
+
+        Raises:
+            TenfoldError: if the file is not one of `save`.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                norms = json.loads(file.metadata()["norms"])
+                return cls(
+                    {
+                        name: LayerStatistics(**{part: file.get_tensor(f"{name}/{part}") for part in _SUMS}, norm=norm)
+                        for name, norm in norms.items()
+                    }
+                )
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise TenfoldError(f"{path} does not hold statistics: {error}.") from None
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = None, seed: int = 0) -> Statistics:
+    """Run batches through the model, and sum up what each layer takes and how the outputs answer to it.
+
+    In eval mode, labels ignored. Gradients are those of random mixtures of the outputs, in which every output counts
+    by its own variance, so that networks that fit their data perfectly have them too; or of `loss`.
+
+    Args:
+        model: any network; it is not modified.
+        batches: training data, a list or a DataLoader; a few hundred examples do.
+        loss: `loss(outputs, target) -> Tensor`, to be used instead of random mixtures.
+        seed: draws the mixtures.
+
+    Raises:
+        TenfoldError: if there are no batches, or the model fails on one.
+    """
+    model = unwrapped(model)
+    sums: dict[str, LayerStatistics] = {}
+    found: dict[str, Layer] = {}
+    generator = torch.Generator().manual_seed(seed)
+    with undisturbed(model):
+        for inputs in track(batches_of(model, batches), "calibration"):
+            if not found:
+                free = trace(model, inputs).free
+                found = {layer.name: layer for layer in free if issubclass(kind(layer.module), LAYERS)}
+            for name, told in _told(model, found, inputs, loss, generator).items():
+                sums[name] = sums[name] + told if name in sums else told
+    for name, layer in sums.items():
+        if layer.count < layer.total.shape[1] and layer.gram.shape[1] == 1:
+            few = f"{int(layer.count):,} patches tell little about the {layer.total.shape[1]:,} inputs of {name}"
+            warnings.warn(f"{few}, so they are evened out; give more calibration data.", TenfoldWarning, stacklevel=2)
+        if layer.neglected > 0.1:
+            off = f"what is kept of the {layer.total.shape[1]:,} inputs of {name} is off by {layer.neglected:.0%}"
+            warnings.warn(f"{off}: only products within blocks are kept.", TenfoldWarning, stacklevel=2)
+    return Statistics(sums)
+
+
+def _told(
+    model: nn.Module, found: Mapping[str, Layer], inputs: Inputs, loss: Loss | None, generator: torch.Generator
+) -> dict[str, LayerStatistics]:
+    """The sums of one batch."""
+    sums: dict[str, LayerStatistics] = {}
+    calls: list[tuple[str, Tensor, Tensor]] = []  # the layer, what its outputs are moved by, how many patches
+    names = {layer.module: name for name, layer in found.items()}
+
+    def around(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            (given,) = [*args, *kwargs.values()]
+            name = names[module]
+            told = _moments(module, given.detach(), found[name].norm, generator)
+            sums[name] = sums[name] + told if name in sums else told
+            output = run(*args, **kwargs)
+            # Added to, the output has a gradient whether or not parameters have.
+            moved = torch.zeros_like(output, requires_grad=True)
+            calls.append((name, moved, told.count))
+            return output + moved
+
+        return called
+
+    with torch.enable_grad(), watched(names, around):
+        outputs = forward(model, inputs)
+        scalar = _mixture(outputs, generator) if loss is None else loss(outputs, inputs.target)
+    gradients: tuple[Tensor | None, ...] = (None,) * len(calls)
+    if scalar is not None and scalar.requires_grad:
+        gradients = torch.autograd.grad(scalar, [moved for _, moved, _ in calls], allow_unused=True)
+    for (name, _, count), gradient in zip(calls, gradients, strict=True):
+        if gradient is not None:
+            q_gop = responses(found[name].module, gradient).double()
+            sums[name] = replace(sums[name], response=sums[name].response + count * (q_gop @ q_gop.mT))
+    return sums
+
+
+def _mixture(outputs: Any, generator: torch.Generator) -> Tensor | None:
+    """A random sum of all outputs; the gradient's expected square is that of the outputs' relative change."""
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    total = None
+    for leaf in leaves:
+        values = leaf.detach()
+        spread = (values - values.mean(0, keepdim=True)) if values.dim() and len(values) > 1 else values
+        scale = spread.double().square().sum().clamp_min(1e-300).sqrt() * len(leaves) ** 0.5
+        drawn = torch.randn(leaf.shape, generator=generator).to(leaf) / scale.to(leaf)
+        total = (leaf * drawn).sum() + (0 if total is None else total)
+    return total
+
+
+def _moments(layer: Any, given: Tensor, norm: str | None, generator: torch.Generator) -> LayerStatistics:
+    """The sums over the patches of one call."""
+    inputs, outputs = (count // groups(layer) for count in channels(layer))
+    zeros = torch.zeros(groups(layer), outputs, outputs, dtype=torch.float64, device=given.device)
+    if isinstance(layer, nn.Embedding):
+        often = torch.bincount(given.flatten(), minlength=inputs).double()[None]
+        count = often.sum()
+        return LayerStatistics(count, often, often[..., None, None], often.sum(1), zeros, often.new_zeros(1, 0), norm)
+    axes = len(kernel_size(layer))
+    batch = given[None] if given.dim() == max(1, axes) + (axes > 0) else given
+    # How many examples make patches of at most about so many numbers.
+    examples = max(1, _CHUNK // max(1, torch.Size(kernel_size(layer)).numel() * batch[0].numel()))
+    sums = [_sums(patches(layer, part, _POSITIONS, generator).double()) for part in batch.split(examples)]
+    count, total, gram, quartic, probes = (torch.stack(each).sum(0) for each in zip(*sums, strict=True))
+    return LayerStatistics(count, total, gram, quartic, zeros, probes, norm)
+
+
+def _sums(x_gkp: Tensor) -> tuple[Tensor, ...]:
+    blocks = ceil(x_gkp.shape[1] / _WIDEST)
+    size = ceil(x_gkp.shape[1] / blocks)
+    short = blocks * size - x_gkp.shape[1]
+    parts = (torch.nn.functional.pad(x_gkp, (0, 0, 0, short)) if short else x_gkp).unflatten(1, (blocks, size))
+    total = x_gkp.sum(-1)
+    probes = (_directions(total) @ x_gkp).square().sum(-1) if blocks > 1 else total.new_zeros(len(total), 0)
+    count = total.new_tensor(x_gkp.shape[2])
+    return count, total, parts @ parts.mT, torch.linalg.vector_norm(x_gkp, dim=1).pow(4).sum(-1), probes
+
+
+def _directions(like_gk: Tensor) -> Tensor:
+    """The fixed random directions `(g, probes, K)`."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (like_gk.shape[0], _PROBES, like_gk.shape[1])
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like_gk.device)

@@ -1,0 +1,131 @@
+"""Factors fitted to what the layer really sees: one way for every method.
+
+A method gives factors from the weights alone. The weight that they stand for is a differentiable function of them, so
+their error in the metric of the data falls by descent on all factors at once. That is what alternating least squares
+would do factor by factor, in fewer steps and without a formula for each method.
+"""
+
+# g groups, O outputs, K inputs times kernel positions
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenfold._calibrate import Statistics
+from tenfold._factored import Factored
+from tenfold._layers import channels, from_stored, groups, has_bias, matrices
+from tenfold._method import Curve, Method, Site
+from tenfold._metric import Metric
+from tenfold._plan import Rank
+
+_STEPS, _CURVE_STEPS = 300, 20  # of descent: for the weights, and for a rank of the curve
+_WORK = 2e11  # multiply-adds that a descent may take: large layers get fewer steps, and at least five
+_TRIED = (0.7, 0.35, 0.12, 0.03)  # relative errors of the weights at which a curve is fitted
+
+
+def metrics_of(site: Site, statistics: Statistics | None) -> tuple[Metric, ...] | None:
+    """The metric of each layer of a site; None where calibration told nothing about one."""
+    told = [statistics.layers.get(name) if statistics else None for name in site.layers]
+    pairs = zip(site.modules, told, strict=True)
+    metrics = [Metric.of(s, has_bias=has_bias(dense)) for dense, s in pairs if s is not None]
+    return tuple(metrics) if len(metrics) == len(site.layers) else None
+
+
+def made(
+    method: Method, site: Site, rank: Rank, metrics: Sequence[Metric] | None = None, steps: int = _STEPS
+) -> tuple[Factored, ...]:
+    """What a method puts in the place of a site's layers, filled from their weights, or fitted in the metrics."""
+    with torch.device("meta"):
+        new = method.skeleton(site, rank)
+    for dense, factored in zip(site.modules, new, strict=True):
+        factored.to_empty(device=next(dense.parameters()).device)
+    with torch.no_grad():
+        if metrics is None:
+            method.fill(site, rank, new)
+            return new
+        method.fill_in(site, rank, new, metrics)
+    _descend(site, new, metrics, steps)
+    return new
+
+
+def curve(method: Method, site: Site, metrics: Sequence[Metric]) -> Curve:
+    """Squared errors of fits in the metrics, summed over the site's layers, at each rank of the method's own curve.
+
+    Exact where the method knows them in closed form. Else a few ranks are tried; between them, the ratio of the error
+    in the metrics to that of the weights, both relative, goes from one to the next with the logarithm of the latter,
+    and to 1 where all is lost.
+    """
+    closed = method.curve_in(site, metrics)
+    if closed is not None:
+        return closed
+    plain, whole = method.outline(site), lost_altogether(site, metrics)
+    errors = plain.errors / max(sum(float(matrices(dense).square().sum()) for dense in site.modules), 1e-300)
+    size = plain.ranks.prod(axis=1)
+    tried = sorted({min(np.flatnonzero(errors <= share), key=lambda index: size[index]) for share in _TRIED})
+    tried = [index for index in tried if errors[index] > 1e-12]
+    found = [_tried(method, site, tuple(map(int, plain.ranks[index])), metrics) / whole for index in tried]
+    logs = np.log(np.maximum(errors, 1e-300))
+    known = np.array([(0.0, 0.0), *zip(logs[tried], np.log(np.maximum(found, 1e-300)) - logs[tried], strict=True)])
+    known = known[known[:, 0].argsort()]
+    return Curve(plain.ranks, whole * errors * np.exp(np.interp(logs, known[:, 0], known[:, 1])))
+
+
+def lost_altogether(site: Site, metrics: Sequence[Metric]) -> float:
+    """What losing the site's weights altogether would count in the metrics."""
+    pairs = zip(site.modules, metrics, strict=True)
+    return sum(float(metric.square(matrices(dense).flatten(2))) for dense, metric in pairs)
+
+
+def missed_mean(dense: Any, factored: Factored, metric: Metric) -> Tensor | None:
+    """By how much the factors' mean output falls short of the dense layer's, `(W - W') mu`; None if nowhere to go."""
+    if metric.mean is None:
+        return None
+    return torch.einsum("gok,gk->go", _error(dense, factored).detach(), metric.mean).flatten()
+
+
+def _tried(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric]) -> float:
+    new = made(method, site, rank, metrics, _CURVE_STEPS)
+    with torch.no_grad():
+        return float(_square(site, new, metrics))
+
+
+def _descend(site: Site, new: Sequence[Factored], metrics: Sequence[Metric], steps: int) -> None:
+    """Lower the error in the metrics by L-BFGS, in float64, on all factors at once."""
+    work = sum(metric.inputs.numel() * channels(dense)[1] for dense, metric in zip(site.modules, metrics, strict=True))
+    steps = max(5, min(steps, int(_WORK / (3 * work))))
+    wide = [copy.deepcopy(factored).double() for factored in new]
+    factors = list(
+        dict.fromkeys(p for factored in wide for name, p in factored.named_parameters() if "bias" not in name)
+    )
+    scale = lost_altogether(site, metrics)
+    search = torch.optim.LBFGS(
+        factors, max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=1e-9
+    )
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        error = _square(site, wide, metrics) / scale
+        error.backward()
+        return error
+
+    with torch.enable_grad():
+        search.step(closure)
+    with torch.no_grad():
+        for factored, fitted in zip(new, wide, strict=True):
+            for old, values in zip(factored.parameters(), fitted.parameters(), strict=True):
+                old.copy_(values)
+
+
+def _square(site: Site, new: Sequence[Factored], metrics: Sequence[Metric]) -> Tensor:
+    each = zip(site.modules, new, metrics, strict=True)
+    return torch.stack([metric.square(_error(dense, factored)) for dense, factored, metric in each]).sum()
+
+
+def _error(dense: Any, factored: Factored) -> Tensor:
+    """W - W', `(g, O, K)`."""
+    found = from_stored(factored.replaces, factored.weight, groups(dense)).double()
+    return matrices(dense).flatten(2) - found.flatten(2)

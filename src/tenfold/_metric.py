@@ -1,0 +1,68 @@
+"""How much an error in a layer's weight matters, by what calibration told."""
+
+# g groups, O outputs and K inputs (times kernel positions) of a group, B blocks of b inputs
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from tenfold._calibrate import LayerStatistics
+
+_FLOOR = 1e-4  # of the mean variance: directions that calibration never saw count by this much
+_RESPONSE_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """`|D|^2 = tr(C D S D^T)` for an error D of the weight.
+
+    S is the covariance of the layer's patches where the mean of what D changes goes into a bias or into the batch
+    norm behind, and their second moment otherwise; C is the second moment of the gradient at its outputs. With the
+    gradients of `calibrate`, |D|^2 is to first order how much of the outputs' variance the error moves, if errors at
+    different positions are independent (the Kronecker factors of Martens & Grosse 2015, arXiv 1503.05671).
+    """
+
+    inputs: Tensor  # (g, B, b, b), S: one block, or diagonal blocks
+    outputs: Tensor | None  # (g, O, O), C; None: the outputs count alike
+    mean: Tensor | None  # (g, K), of the patches; None where nothing takes up what it changes
+
+    @classmethod
+    def of(cls, told: LayerStatistics, *, has_bias: bool) -> "Metric":
+        """The metric of a layer. Rare patches are evened out by the shrinkage of Ledoit & Wolf (2004)."""
+        count, blocks, size = told.count, told.gram.shape[1], told.gram.shape[2]
+        mean = told.total / count if has_bias or told.norm is not None else None
+        moment = told.gram / count
+        parts = told.total.new_zeros(len(told.total), blocks * size)
+        if mean is not None and size > 1:  # centred, the counts of an embedding would not be diagonal
+            parts[:, : mean.shape[1]] = mean
+            split = parts.unflatten(1, (blocks, size))
+            moment = moment - split[..., :, None] * split[..., None, :]
+        inputs = told.total.shape[1]
+        level = (moment.diagonal(dim1=-2, dim2=-1).sum((1, 2)) / inputs).clamp_min(1e-30)  # inputs may all be zero
+        real = torch.arange(blocks * size, device=level.device) < inputs
+        even = level[:, None, None, None] * torch.diag_embed(real.double().unflatten(0, (blocks, size)))
+        chance = (told.quartic / count - moment.square().sum((1, 2, 3))).clamp_min(0) / count
+        share = (chance / (moment - even).square().sum((1, 2, 3)).clamp_min(1e-300)).clamp(max=1)
+        shrunk = moment + share[:, None, None, None] * (even - moment) + _FLOOR * even
+        return cls(shrunk, _response(told), mean)
+
+    def times_inputs(self, matrix_gok: Tensor) -> Tensor:
+        """M S."""
+        inputs, (blocks, size) = matrix_gok.shape[2], self.inputs.shape[1:3]
+        parts = F.pad(matrix_gok, (0, blocks * size - inputs)).unflatten(2, (blocks, size)).transpose(1, 2)
+        return (parts @ self.inputs).transpose(1, 2).flatten(2)[..., :inputs]
+
+    def square(self, error_gok: Tensor) -> Tensor:
+        """|D|^2, summed over groups."""
+        moved = self.times_inputs(error_gok)
+        return ((moved if self.outputs is None else self.outputs @ moved) * error_gok).sum()
+
+
+def _response(told: LayerStatistics) -> Tensor | None:
+    level = told.response.diagonal(dim1=-2, dim2=-1).mean() / told.count
+    if not level > 0:
+        return None
+    even = torch.eye(told.response.shape[-1], dtype=level.dtype, device=level.device)
+    return told.response / told.count + _RESPONSE_FLOOR * level * even
