@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict
 
@@ -82,8 +83,26 @@ def tables(rows: Sequence[Row]) -> str:
     def place(row: Row) -> tuple[str, str, str]:
         return row.net, row.data, row.device
 
-    ordered = sorted(rows, key=lambda row: (*place(row), -(row.asked or 0), row.title))
+    ordered = sorted(_means(rows), key=lambda row: (*place(row), -(row.asked or 0), row.title))
     return "\n".join(_table(list(group)) for _, group in groupby(ordered, place))
+
+
+def _means(rows: Sequence[Row]) -> list[Row]:
+    """One row for all seeds, with the means of what they found."""
+
+    def alike(row: Row) -> tuple[str, ...]:
+        return row.net, row.data, row.device, row.title, str(row.asked)
+
+    means = []
+    for _, group in groupby(sorted(rows, key=alike), alike):
+        same = list(group)
+        numbers = {
+            name: fmean(getattr(row, name) for row in same)
+            for name in ("accuracy", "params_ratio", "macs_ratio", "latency_ratio")
+        }
+        interval = tuple(fmean(row.interval[end] for row in same) for end in (0, 1))
+        means.append(same[0].model_copy(update={**numbers, "interval": interval}))
+    return means
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Accuracy right after compression, without training: each method alone and all together, by each rule, at three sizes.
+"""Accuracy after compression without labels: methods alone and together, by each rule, from weights or from data.
 
 `python -m benchmarks.oneshot` makes the rows that are missing from `benchmarks/results/oneshot.json`, then
 `docs/oneshot.md` from that file. To measure anew, delete the file. `--quick` is for a look: 500 images, the small
@@ -41,14 +41,20 @@ ALONE: dict[str, Method] = {
 }
 MIXES: dict[str, Sequence[Method]] = {**{name: [method] for name, method in ALONE.items()}, "mix": [*ALONE.values()]}
 NORMS = "+norms"  # batch norms re-estimated after compression
+DATA_FITTED = "+data"  # statistics of training images choose ranks and fit factors
+RECOVERED = ("+data+refit", "+data+blocks")  # and then `tenfold.recover` by this way
 RULED = ("tucker", "cp3", "mix")  # that every rule is tried with, and norms
-METHODS = tuple(mix + norms for mix in MIXES for norms in ("", NORMS) if mix in RULED or not norms)
+METHODS = (
+    *(mix + norms for mix in MIXES for norms in ("", NORMS) if mix in RULED or not norms),
+    *(mix + DATA_FITTED for mix in MIXES),
+    *("mix" + recovered for recovered in RECOVERED),
+)
 RULED_BUDGET = 0.5
 BUDGET = "budget"  # the library's own choice: all layers at once
-NORM_IMAGES, NORM_BATCH = 1024, 256
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 128
 GREEDY_IMAGES, GREEDY_LEVELS = 512, 5  # every layer is judged alone on these training images at these many sizes
 HELD_OUT, QUICK_IMAGES, QUICK_NETS = 10_000, 500, ("resnet20",)
-SEED = 0  # draws the training images for the norms
+SEED, SEEDS = 0, (0, 1, 2)  # draw the training images; several where factors are fitted to them
 
 
 @dataclass(frozen=True)
@@ -61,23 +67,28 @@ class Job:
     params: float | None  # None for a rule that takes no budget
     threads: int
     quick: bool
+    seed: int
 
     @property
     def command(self) -> str:
         """What makes this row and no other."""
+        seed = f" --seed {self.seed}" if DATA_FITTED in self.method else ""
         params = "" if self.params is None else f" --params {self.params:g}"
         asked = f"--net {self.net} --method {self.method} --rule {self.rule}{params} --threads {self.threads}"
-        return f"python -m benchmarks.oneshot {asked}" + " --quick" * self.quick
+        return f"python -m benchmarks.oneshot {asked}{seed}" + " --quick" * self.quick
 
 
 def run(job: Job) -> _rows.Row:
-    """Compress, re-estimate norms if asked, and judge on the held-out images."""
+    """Compress, recover if asked, and judge on the held-out images."""
     dense, images = dense_net(job.net), held_out(job.quick)
     dense_correct = correct_when_dense(job.net, job.quick)
     start = time.perf_counter()  # includes curves and factors where this row is the first to need them
-    small = compressed(job.net, job.method.removesuffix(NORMS), job.rule, job.params)
-    if job.method.endswith(NORMS):
-        small = tenfold.reestimate_norms(small, norm_batches())
+    mix, *ways = job.method.split("+")
+    small = compressed(job.net, mix, job.rule, job.params, job.seed if "data" in ways else None)
+    if "norms" in ways:
+        small = tenfold.reestimate_norms(small, calibration(job.seed))
+    for how in {"refit", "blocks"}.intersection(ways):
+        small = tenfold.recover(small, dense, calibration(job.seed), how=how, seed=job.seed)
     small_correct = correct(in_bulk(small), images)
     # Costs, and the times of interleaved runs, are those of one image: what a single request waits for.
     report = tenfold.verify(small, dense, [example()])
@@ -98,7 +109,7 @@ def run(job: Job) -> _rows.Row:
         params_ratio=round(report.small.params / report.dense.params, 5),
         macs_ratio=round(report.small.macs / report.dense.macs, 5),
         latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
-        seed=SEED,
+        seed=job.seed,
         device=report.device,
         seconds=round(time.perf_counter() - start, 2),
         version=tenfold.__version__,
@@ -157,10 +168,17 @@ WITHOUT_BUDGET, WITHOUT_MATRICES = ("evbmf",), ("cp3",)  # a rule, and a method,
 # What several rows share is made once.
 
 
-@lru_cache(maxsize=1)  # rows with and without norms follow each other
-def compressed(net: str, mix: str, rule: str, params: float | None) -> nn.Module:
-    """The network, smaller."""
-    return tenfold.apply(dense_net(net), RULES[rule](options(net, mix), params or 0.0))
+@lru_cache(maxsize=1)  # rows with and without what follows compression follow each other
+def compressed(net: str, mix: str, rule: str, params: float | None, seed: int | None) -> nn.Module:
+    """The network, smaller; by what the data of a seed tells, if one is given."""
+    plan = RULES[rule](options(net, mix, seed), params or 0.0)
+    return tenfold.apply(dense_net(net), plan, None if seed is None else statistics(net, seed))
+
+
+@lru_cache(maxsize=1)
+def statistics(net: str, seed: int) -> tenfold.Statistics:
+    """What training images tell."""
+    return tenfold.calibrate(dense_net(net), calibration(seed), seed=seed)
 
 
 @cache
@@ -182,22 +200,23 @@ def correct_when_dense(net: str, quick: bool) -> Tensor:
 
 
 @cache
-def norm_batches() -> list[Tensor]:
-    """Training images for the norms."""
-    images = drawn_images(DATA, "train", NORM_IMAGES, SEED)
-    return [inputs for inputs, _ in images.batches(NORM_BATCH)]
+def calibration(seed: int) -> list[Tensor]:
+    """Training images without labels."""
+    images = drawn_images(DATA, "train", CALIBRATION_IMAGES, seed)
+    return [inputs for inputs, _ in images.batches(CALIBRATION_BATCH)]
 
 
 @cache
 def example() -> Tensor:
     """One image."""
-    return norm_batches()[0][:1]
+    return calibration(SEED)[0][:1]
 
 
-@cache
-def options(net: str, mix: str) -> tenfold.Options:
+@lru_cache(maxsize=2)
+def options(net: str, mix: str, seed: int | None) -> tenfold.Options:
     """All options of a network, good for every budget."""
-    return tenfold.options(dense_net(net), example=example(), methods=MIXES[mix])
+    told = None if seed is None else statistics(net, seed)
+    return tenfold.options(dense_net(net), example=example(), statistics=told, methods=MIXES[mix])
 
 
 def page(rows: Sequence[_rows.Row]) -> str:
@@ -206,8 +225,10 @@ def page(rows: Sequence[_rows.Row]) -> str:
     return f"""# Accuracy right after compression
 
 Trained networks compressed to a share of their parameters and judged as they are, without any training.
-`mix` lets all methods compete for each layer; `{NORMS}` re-estimates batch norms on {NORM_IMAGES:,} training
-images, without labels.
+`mix` lets all methods compete for each layer. What follows is made of {CALIBRATION_IMAGES:,} training images without
+labels: `{NORMS}` re-estimates batch norms; with `{DATA_FITTED}`, statistics of the images choose the ranks and
+the factors are fitted to them; `{RECOVERED[0]}` and `{RECOVERED[1]}` then recover accuracy in that way. Where images
+are drawn by several seeds, a row is the mean over them, with the interval of one.
 
 Parameters, multiply-adds and latency are small / dense; latency is from medians of interleaved runs on one image.
 A method with and without `{NORMS}` has the same layers, so what their latencies differ by is noise. The interval is
@@ -232,10 +253,12 @@ images at {GREEDY_LEVELS} sizes of each layer.
 
 def _verdict(rows: Sequence[_rows.Row]) -> str:
     """How the mix compares with the best single method at every size, image by image."""
-    plain = [row for row in rows if row.rule is None and row.right]
+    plain = [row for row in rows if row.rule is None and row.right and row.seed == SEED]
     lines = []
-    for mix in [row for row in plain if row.method == "mix"]:
-        alone = [row for row in plain if (row.net, row.asked) == (mix.net, mix.asked) and row.method in ALONE]
+    for mix in [row for row in plain if row.method in ("mix", "mix" + DATA_FITTED)]:
+        way = mix.method.removeprefix("mix")
+        same = [row for row in plain if (row.net, row.asked) == (mix.net, mix.asked)]
+        alone = [row for row in same if row.method.removesuffix(way) in ALONE and row.method.endswith(way)]
         if len(alone) == len(ALONE):
             best = max(alone, key=lambda row: row.accuracy)
             low, high = paired_interval(*(unpacked(str(row.right), HELD_OUT) for row in (mix, best)))
@@ -253,11 +276,12 @@ def _verdict(rows: Sequence[_rows.Row]) -> str:
 def jobs(asked: argparse.Namespace) -> list[Job]:
     """The rows that the command line asks for, in the order of the page."""
     return [
-        Job(net, method, rule, params, asked.threads, asked.quick)
+        Job(net, method, rule, params, asked.threads, asked.quick, seed)
         for net in asked.net or (QUICK_NETS if asked.quick else NETS)
         for rule in asked.rule
         for params in _budgets(rule, asked)
         for method in (asked.method if rule == BUDGET else [m for m in asked.method if m in RULED])
+        for seed in (asked.seed if DATA_FITTED in method else [SEED])
         if not (rule in WITHOUT_BUDGET and method in WITHOUT_MATRICES)
     ]
 
@@ -275,6 +299,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--rule", nargs="+", choices=RULES, default=[*RULES])
     parser.add_argument("--params", nargs="+", type=float, help="shares of the dense parameters")
+    parser.add_argument("--seed", nargs="+", type=int, default=SEEDS, help="of methods that data is fitted to")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_IMAGES} images; without --net, {QUICK_NETS[0]} only"

@@ -173,6 +173,12 @@ def exported(model, x):
         tenfold.export(model, x, f"{folder}/net.onnx")
 
 
+def recovered(model, x):
+    small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.5), example=x))
+    for how in ("refit", "blocks"):
+        tenfold.recover(small, model, [x, x], how=how)
+
+
 CALLS = {
     "options": lambda m, x: tenfold.options(m, example=x).ladders,
     "compress": lambda m, x: tenfold.compress(
@@ -181,6 +187,8 @@ CALLS = {
     "apply": lambda m, x: tenfold.apply(m, tenfold.plan(m, Budget(macs=0.5), example=x)),
     "measure": lambda m, x: tenfold.measure(m, x, latency=True),
     "reestimate_norms": lambda m, x: tenfold.reestimate_norms(m, [x]),
+    "calibrate": lambda m, x: tenfold.calibrate(m, [x, x]),
+    "recover": recovered,
     "verify": lambda m, x: tenfold.verify(m, m, [x]),
     "export": exported,
     "a model that fails": lambda m, x: refused(m, x[:, :2]),

@@ -12,7 +12,7 @@ from tenfold._export import Exported, export
 from tenfold._factored import Factored
 from tenfold._plan import Plan, Step
 from tenfold._rank_rules import EVBMF, Energy, Greedy, MinMax, Ranks
-from tenfold._recover import reestimate_norms
+from tenfold._recover import recover, reestimate_norms
 from tenfold._store import load, save
 from tenfold._verify import Report, verify
 from tenfold._version import __version__
@@ -47,6 +47,7 @@ __all__ = [
     "methods",
     "options",
     "plan",
+    "recover",
     "reestimate_norms",
     "save",
     "verify",

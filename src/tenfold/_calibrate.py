@@ -3,9 +3,11 @@
 # g groups, K inputs of a group times kernel positions, O outputs of a group, P patches, B blocks of b inputs
 
 import json
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs, batches_of
@@ -28,7 +31,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 _WIDEST = 6144  # inputs whose products are all kept: 0.3 GB in float64; wider layers keep diagonal blocks
 _CHUNK = 2**23  # numbers in the patches that are looked at together
-_POSITIONS = 128  # of an example that are looked at: neighbours tell much the same
+POSITIONS = 128  # of an example that are looked at: neighbours tell much the same
 _PROBES = 8  # random directions in which the neglect of blocks is measured
 
 
@@ -57,7 +60,7 @@ class LayerStatistics:
         if self.gram.shape[1] in (1, self.total.shape[1]):
             return 0.0
         z_gpk = _directions(self.total)
-        wide = torch.nn.functional.pad(z_gpk, (0, self.gram.shape[1] * self.gram.shape[2] - z_gpk.shape[-1]))
+        wide = F.pad(z_gpk, (0, self.gram.shape[1] * self.gram.shape[2] - z_gpk.shape[-1]))
         parts = wide.unflatten(-1, self.gram.shape[1:3])
         found = torch.einsum("gpbi,gbij,gpbj->gp", parts, self.gram, parts)
         return float((found - self.probes).norm() / self.probes.norm().clamp_min(1e-300))
@@ -131,14 +134,22 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = N
                 found = {layer.name: layer for layer in free if issubclass(kind(layer.module), LAYERS)}
             for name, told in _told(model, found, inputs, loss, generator).items():
                 sums[name] = sums[name] + told if name in sums else told
+    _warn(sums)
+    return Statistics(sums)
+
+
+def _warn(sums: Mapping[str, LayerStatistics]) -> None:
+    few = [name for name, layer in sums.items() if layer.gram.shape[1] == 1 and layer.count < layer.total.shape[1]]
+    if few:
+        first = sums[few[0]]
+        what = f"{int(first.count):,} patches tell little about the {first.total.shape[1]:,} inputs of {few[0]}"
+        others = f" (and {len(few) - 1} more layers)" if len(few) > 1 else ""
+        text = f"{what}{others}: they are evened out. Give more calibration data."
+        warnings.warn(text, TenfoldWarning, stacklevel=3)
     for name, layer in sums.items():
-        if layer.count < layer.total.shape[1] and layer.gram.shape[1] == 1:
-            few = f"{int(layer.count):,} patches tell little about the {layer.total.shape[1]:,} inputs of {name}"
-            warnings.warn(f"{few}, so they are evened out; give more calibration data.", TenfoldWarning, stacklevel=2)
         if layer.neglected > 0.1:
             off = f"what is kept of the {layer.total.shape[1]:,} inputs of {name} is off by {layer.neglected:.0%}"
-            warnings.warn(f"{off}: only products within blocks are kept.", TenfoldWarning, stacklevel=2)
-    return Statistics(sums)
+            warnings.warn(f"{off}: only products within blocks are kept.", TenfoldWarning, stacklevel=3)
 
 
 def _told(
@@ -192,29 +203,36 @@ def _mixture(outputs: Any, generator: torch.Generator) -> Tensor | None:
 def _moments(layer: Any, given: Tensor, norm: str | None, generator: torch.Generator) -> LayerStatistics:
     """The sums over the patches of one call."""
     inputs, outputs = (count // groups(layer) for count in channels(layer))
-    zeros = torch.zeros(groups(layer), outputs, outputs, dtype=torch.float64, device=given.device)
     if isinstance(layer, nn.Embedding):
         often = torch.bincount(given.flatten(), minlength=inputs).double()[None]
-        count = often.sum()
-        return LayerStatistics(count, often, often[..., None, None], often.sum(1), zeros, often.new_zeros(1, 0), norm)
+        zeros = often.new_zeros(1, outputs, outputs)
+        return LayerStatistics(
+            often.sum(), often, often[..., None, None], often.sum(1), zeros, often.new_zeros(1, 0), norm
+        )
     axes = len(kernel_size(layer))
     batch = given[None] if given.dim() == max(1, axes) + (axes > 0) else given
     # How many examples make patches of at most about so many numbers.
     examples = max(1, _CHUNK // max(1, torch.Size(kernel_size(layer)).numel() * batch[0].numel()))
-    sums = [_sums(patches(layer, part, _POSITIONS, generator).double()) for part in batch.split(examples)]
-    count, total, gram, quartic, probes = (torch.stack(each).sum(0) for each in zip(*sums, strict=True))
-    return LayerStatistics(count, total, gram, quartic, zeros, probes, norm)
+    parts = (patches(layer, part, POSITIONS, generator).double() for part in batch.split(examples))
+    return reduce(operator.add, (moments(part, outputs, norm) for part in parts))
 
 
-def _sums(x_gkp: Tensor) -> tuple[Tensor, ...]:
+def moments(x_gkp: Tensor, outputs: int, norm: str | None) -> LayerStatistics:
+    """The sums over patches of a layer with so many outputs a group."""
     blocks = ceil(x_gkp.shape[1] / _WIDEST)
     size = ceil(x_gkp.shape[1] / blocks)
     short = blocks * size - x_gkp.shape[1]
-    parts = (torch.nn.functional.pad(x_gkp, (0, 0, 0, short)) if short else x_gkp).unflatten(1, (blocks, size))
+    parts = (F.pad(x_gkp, (0, 0, 0, short)) if short else x_gkp).unflatten(1, (blocks, size))
     total = x_gkp.sum(-1)
-    probes = (_directions(total) @ x_gkp).square().sum(-1) if blocks > 1 else total.new_zeros(len(total), 0)
-    count = total.new_tensor(x_gkp.shape[2])
-    return count, total, parts @ parts.mT, torch.linalg.vector_norm(x_gkp, dim=1).pow(4).sum(-1), probes
+    return LayerStatistics(
+        count=total.new_tensor(x_gkp.shape[2]),
+        total=total,
+        gram=parts @ parts.mT,
+        quartic=torch.linalg.vector_norm(x_gkp, dim=1).pow(4).sum(-1),
+        response=total.new_zeros(len(total), outputs, outputs),
+        probes=(_directions(total) @ x_gkp).square().sum(-1) if blocks > 1 else total.new_zeros(len(total), 0),
+        norm=norm,
+    )
 
 
 def _directions(like_gk: Tensor) -> Tensor:

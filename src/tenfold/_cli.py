@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from torch import nn
 from tenfold import _tables
 from tenfold._batches import IMAGENET, read_batches
 from tenfold._budget import Budget
+from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, options
 from tenfold._compress import carry_out
 from tenfold._data import example_inputs
@@ -74,6 +75,7 @@ Data = Annotated[
 Calibration = Annotated[int, typer.Option(help="How many examples of the data to use.", metavar="N")]
 Mean = Annotated[str, typer.Option(help="Mean of each channel, taken off images in [0, 1].", metavar="NUMBERS")]
 Std = Annotated[str, typer.Option(help="Standard deviation of each channel.", metavar="NUMBERS")]
+Recover = Annotated[str, typer.Option(help="With data: refit, blocks, auto or none.", metavar="HOW")]
 Evaluate = Annotated[
     str | None, typer.Option(help="module:fn with fn(model) -> number, higher is better.", metavar="FN")
 ]
@@ -158,6 +160,10 @@ def plan(
     energy: Kept = None,
     methods: Methods = _ALL,
     freeze: Freeze = None,
+    data: Data = None,
+    calibration: Calibration = 1024,
+    mean: Mean = _MEAN,
+    std: Std = _STD,
     file: Annotated[Path | None, typer.Option("--out", help="Write the plan here.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
@@ -168,7 +174,8 @@ def plan(
         --params 0.5 --out plan.json
     """  # noqa: D301
     target = _target(params, macs, bytes_, energy)
-    found = _options(_model(model, weights), _example(input, example), methods, freeze)
+    net, inputs = _model(model, weights), _example(input, example)
+    found = _options(net, inputs, methods, freeze, _batches(data, calibration, inputs, mean, std))
     chosen = found.plan(target).model_copy(update={"reference": model})
     if file:
         new_file(file, chosen.dumps())
@@ -196,6 +203,7 @@ def compress(
     calibration: Calibration = 1024,
     mean: Mean = _MEAN,
     std: Std = _STD,
+    recover: Recover = "auto",
     evaluate: Evaluate = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -212,12 +220,12 @@ def compress(
     score = named(evaluate) if evaluate else None
     net, inputs = _model(model, weights).to(_device(device)), _example(input, example)
     batches = _batches(data, calibration, inputs, mean, std)
-    found = _options(net, inputs, methods, freeze)
+    found = _options(net, inputs, methods, freeze, batches)
     if chosen is None:
         assert target is not None
         chosen = found.plan(target)
     chosen = chosen.model_copy(update={"reference": model})
-    result = carry_out(net, chosen, found, example=inputs, calibration=batches, evaluate=score)
+    result = carry_out(net, chosen, found, example=inputs, calibration=batches, evaluate=score, how=recover)
     result.save(folder)
     if as_json:
         _print_json(result.report.dumps())
@@ -371,12 +379,15 @@ def _numbers(text: str) -> list[float]:
         raise TenfoldError(f'"{text}" is no list of numbers; write 0.5,0.5,0.5.') from None
 
 
-def _options(model: nn.Module, example: Any, methods: str, freeze: Sequence[str] | None) -> Options:
+def _options(
+    model: nn.Module, example: Any, methods: str, freeze: Sequence[str] | None, batches: Iterable[Any] | None = None
+) -> Options:
     unknown = [name for name in methods.split(",") if name not in METHODS]
     if unknown:
         raise TenfoldError(f'there is no method "{unknown[0]}"; known are {", ".join(METHODS)}.')
     chosen = [method for name in methods.split(",") for method in METHODS[name]]
-    return options(model, example=example, methods=chosen, freeze=freeze or ())
+    statistics = None if batches is None else calibrate(model, batches)
+    return options(model, example=example, statistics=statistics, methods=chosen, freeze=freeze or ())
 
 
 def _device(name: str) -> torch.device:

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from torch import nn
 
 from tenfold._apply import apply
+from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, options
 from tenfold._errors import TenfoldError
 from tenfold._method import Method
 from tenfold._plan import Plan
-from tenfold._recover import reestimate_norms
+from tenfold._recover import HOW, recover
 from tenfold._store import save
 from tenfold._verify import Evaluate, Report, verify
 
@@ -41,20 +42,24 @@ def compress(
     calibration: Iterable[Any] | None = None,
     methods: Sequence[Method] | None = None,
     evaluate: Evaluate | None = None,
-    recover: Literal["auto", "none"] = "auto",
+    recover: Literal["auto", "refit", "blocks", "none"] = "auto",
     freeze: Iterable[str] = (),
+    seed: int = 0,
 ) -> Result:
-    """Make a trained network smaller: plan, apply, recover, verify.
+    """Make a trained network smaller: calibrate, plan, apply, recover, verify.
 
     Args:
         model: any network; it is not modified.
         target: `Budget`, `Ranks`, `Energy` or `EVBMF`.
         example: a tensor, a tuple (positional arguments) or a dict (keyword arguments).
-        calibration: batches of training data, labels ignored; a list or a DataLoader.
+        calibration: batches of training data, labels ignored; a list or a DataLoader. With it, errors are those that
+            the data sees, and factors are fitted to it; a few hundred examples do.
         methods: those that compete; by default all.
         evaluate: `evaluate(model) -> float`, higher is better; for the report.
-        recover: "auto" re-estimates batch norms when there is calibration data.
+        recover: how `tenfold.recover` mends the small network with the calibration data: "refit" or "blocks", which
+            "auto" takes, or "none".
         freeze: names of layers to leave dense, as shell patterns.
+        seed: of what is drawn at random in calibration and recovery.
 
     Raises:
         TenfoldError: for every input that cannot be served, before work starts where that can be known.
@@ -62,9 +67,18 @@ def compress(
     if not isinstance(target, Target):
         raise TenfoldError(f"the target is {target!r}; give one such as Budget(params=0.5).")
     _check(calibration, recover)
-    found = options(model, example=example, methods=methods, freeze=freeze)
-    plan = found.plan(target)
-    return carry_out(model, plan, found, example=example, calibration=calibration, evaluate=evaluate, recover=recover)
+    statistics = None if calibration is None else calibrate(model, calibration, seed=seed)
+    found = options(model, example=example, statistics=statistics, methods=methods, freeze=freeze)
+    return carry_out(
+        model,
+        found.plan(target),
+        found,
+        example=example,
+        calibration=calibration,
+        evaluate=evaluate,
+        how=recover,
+        seed=seed,
+    )
 
 
 def carry_out(
@@ -75,21 +89,21 @@ def carry_out(
     example: Any,
     calibration: Iterable[Any] | None = None,
     evaluate: Evaluate | None = None,
-    recover: str = "auto",
+    how: str = "auto",
+    seed: int = 0,
 ) -> Result:
     """The pipeline behind the plan: apply, recover, verify."""
-    _check(calibration, recover)
+    _check(calibration, how)
     log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
-    small = apply(model, plan)
-    if calibration is not None and recover == "auto":
-        small = reestimate_norms(small, calibration)
-        log.info("batch norms re-estimated")
+    small = apply(model, plan, found.statistics)
+    if calibration is not None and how != "none":
+        small = recover(small, model, calibration, how="blocks" if how == "auto" else how, seed=seed)
     report = verify(small, model, [example] if calibration is None else calibration, evaluate=evaluate)
     return Result(small, plan, report.model_copy(update={"left_dense": found.left_dense(plan)}))
 
 
-def _check(calibration: Iterable[Any] | None, recover: str) -> None:
-    if recover not in ("auto", "none"):
-        raise TenfoldError(f'recover is {recover!r}; use "auto" or "none".')
+def _check(calibration: Iterable[Any] | None, how: str) -> None:
+    if how not in ("auto", "none", *HOW):
+        raise TenfoldError(f'recover is {how!r}; use "auto", {", ".join(map(repr, HOW))} or "none".')
     if isinstance(calibration, Iterator):
         raise TenfoldError("calibration is an iterator, which can be read only once; give a list or a DataLoader.")

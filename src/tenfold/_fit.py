@@ -24,7 +24,7 @@ from tenfold._plan import Rank
 
 _STEPS, _CURVE_STEPS = 300, 20  # of descent: for the weights, and for a rank of the curve
 _WORK = 2e11  # multiply-adds that a descent may take: large layers get fewer steps, and at least five
-_TRIED = (0.7, 0.35, 0.12, 0.03)  # relative errors of the weights at which a curve is fitted
+_TRIED = (0.6, 0.3, 0.1, 0.03)  # relative errors of the weights at which a curve is fitted, besides the least rank
 
 
 def metrics_of(site: Site, statistics: Statistics | None) -> tuple[Metric, ...] | None:
@@ -35,20 +35,15 @@ def metrics_of(site: Site, statistics: Statistics | None) -> tuple[Metric, ...] 
     return tuple(metrics) if len(metrics) == len(site.layers) else None
 
 
-def made(
-    method: Method, site: Site, rank: Rank, metrics: Sequence[Metric] | None = None, steps: int = _STEPS
-) -> tuple[Factored, ...]:
+def made(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric] | None = None) -> tuple[Factored, ...]:
     """What a method puts in the place of a site's layers, filled from their weights, or fitted in the metrics."""
-    with torch.device("meta"):
-        new = method.skeleton(site, rank)
-    for dense, factored in zip(site.modules, new, strict=True):
-        factored.to_empty(device=next(dense.parameters()).device)
+    new = _empty(method, site, rank)
     with torch.no_grad():
         if metrics is None:
             method.fill(site, rank, new)
             return new
         method.fill_in(site, rank, new, metrics)
-    _descend(site, new, metrics, steps)
+    descend(site, new, metrics, _STEPS)
     return new
 
 
@@ -65,8 +60,8 @@ def curve(method: Method, site: Site, metrics: Sequence[Metric]) -> Curve:
     plain, whole = method.outline(site), lost_altogether(site, metrics)
     errors = plain.errors / max(sum(float(matrices(dense).square().sum()) for dense in site.modules), 1e-300)
     size = plain.ranks.prod(axis=1)
-    tried = sorted({min(np.flatnonzero(errors <= share), key=lambda index: size[index]) for share in _TRIED})
-    tried = [index for index in tried if errors[index] > 1e-12]
+    enough = [np.flatnonzero(errors <= share) for share in (np.inf, *_TRIED)]
+    tried = [index for index in {int(ranks[size[ranks].argmin()]) for ranks in enough} if errors[index] > 1e-12]
     found = [_tried(method, site, tuple(map(int, plain.ranks[index])), metrics) / whole for index in tried]
     logs = np.log(np.maximum(errors, 1e-300))
     known = np.array([(0.0, 0.0), *zip(logs[tried], np.log(np.maximum(found, 1e-300)) - logs[tried], strict=True)])
@@ -87,13 +82,24 @@ def missed_mean(dense: Any, factored: Factored, metric: Metric) -> Tensor | None
     return torch.einsum("gok,gk->go", _error(dense, factored).detach(), metric.mean).flatten()
 
 
+def _empty(method: Method, site: Site, rank: Rank) -> tuple[Factored, ...]:
+    with torch.device("meta"):
+        new = method.skeleton(site, rank)
+    for dense, factored in zip(site.modules, new, strict=True):
+        factored.to_empty(device=next(dense.parameters()).device)
+    return new
+
+
 def _tried(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric]) -> float:
-    new = made(method, site, rank, metrics, _CURVE_STEPS)
+    new = _empty(method, site, rank)
+    with torch.no_grad():
+        method.draft(site, rank, new, metrics)
+    descend(site, new, metrics, _CURVE_STEPS)
     with torch.no_grad():
         return float(_square(site, new, metrics))
 
 
-def _descend(site: Site, new: Sequence[Factored], metrics: Sequence[Metric], steps: int) -> None:
+def descend(site: Site, new: Sequence[Factored], metrics: Sequence[Metric], steps: int) -> None:
     """Lower the error in the metrics by L-BFGS, in float64, on all factors at once."""
     work = sum(metric.inputs.numel() * channels(dense)[1] for dense, metric in zip(site.modules, metrics, strict=True))
     steps = max(5, min(steps, int(_WORK / (3 * work))))
@@ -125,7 +131,10 @@ def _square(site: Site, new: Sequence[Factored], metrics: Sequence[Metric]) -> T
     return torch.stack([metric.square(_error(dense, factored)) for dense, factored, metric in each]).sum()
 
 
+def stood_for(dense: Any, factored: Factored) -> Tensor:
+    """W', the weight that the factors stand for, `(g, O, K)` in float64."""
+    return from_stored(factored.replaces, factored.weight, groups(dense)).double().flatten(2)
+
+
 def _error(dense: Any, factored: Factored) -> Tensor:
-    """W - W', `(g, O, K)`."""
-    found = from_stored(factored.replaces, factored.weight, groups(dense)).double()
-    return matrices(dense).flatten(2) - found.flatten(2)
+    return matrices(dense).flatten(2) - stood_for(dense, factored)

@@ -88,6 +88,10 @@ class Method(ABC):
         """Write weights from which descent in the metrics starts; what has a closed form is there already."""
         self.fill(site, rank, new)
 
+    def draft(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:
+        """What `fill_in` does, or what is cheaper and serves to find errors along the curve."""
+        self.fill_in(site, rank, new, metrics)
+
     def full_rank(self, site: Site) -> Rank:
         """The least rank at which nothing is lost, whatever the weights."""
         return tuple(min(matrix.shape[-2:]) for matrix in self.unfoldings(site))

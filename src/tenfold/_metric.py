@@ -10,8 +10,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from tenfold._calibrate import LayerStatistics
 
-_FLOOR = 1e-4  # of the mean variance: directions that calibration never saw count by this much
+_FLOOR = 1e-6  # of the mean variance: directions that calibration never saw count by this much
 _RESPONSE_FLOOR = 1e-3
+_MANY = 10  # patches for each input, and S is taken as it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Metric:
 
     @classmethod
     def of(cls, told: LayerStatistics, *, has_bias: bool) -> "Metric":
-        """The metric of a layer. Rare patches are evened out by the shrinkage of Ledoit & Wolf (2004)."""
+        """The metric of a layer. Where patches are few, S is evened out by the shrinkage of Ledoit & Wolf (2004)."""
         count, blocks, size = told.count, told.gram.shape[1], told.gram.shape[2]
         mean = told.total / count if has_bias or told.norm is not None else None
         moment = told.gram / count
@@ -45,6 +46,8 @@ class Metric:
         even = level[:, None, None, None] * torch.diag_embed(real.double().unflatten(0, (blocks, size)))
         chance = (told.quartic / count - moment.square().sum((1, 2, 3))).clamp_min(0) / count
         share = (chance / (moment - even).square().sum((1, 2, 3)).clamp_min(1e-300)).clamp(max=1)
+        if count > _MANY * size:
+            share = torch.zeros_like(share)
         shrunk = moment + share[:, None, None, None] * (even - moment) + _FLOOR * even
         return cls(shrunk, _response(told), mean)
 

@@ -35,20 +35,24 @@ def patches(layer: Any, given: Tensor, most: int | None = None, generator: torch
         x = x.unfold(axis, (size - 1) * apart + 1, step)[..., ::apart]
     space = x.shape[2 : 2 + axes]
     picked = _drawn(space.numel(), most, generator)
-    if picked is None:
-        x = x.flatten(2, 1 + axes)
-    else:
-        x = x[(slice(None), slice(None), *torch.unravel_index(picked, space))]  # type: ignore[index]
+    where = () if picked is None else torch.unravel_index(picked, space)
+    x = x[(slice(None), slice(None), *where)] if where else x.flatten(2, 1 + axes)  # type: ignore[index]
     if transposed:
         x = x.flip([*range(3, 3 + axes)])  # outputs look back at the inputs that they came from
     return x.permute(1, *range(3, 3 + axes), 0, 2).reshape(groups(layer), -1, x.shape[0] * x.shape[2])
 
 
-def responses(layer: Any, gradient: Tensor) -> Tensor:
-    """What arrives at the layer's outputs, `(g, O, P)`, its patches in the order of `patches`."""
+def responses(layer: Any, output: Tensor, most: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """What the layer gives, or the gradient that arrives there, as `(g, O, P)` in the order of `patches`.
+
+    A generator in the same state draws the same positions.
+    """
     if not kernel_size(layer):
-        return gradient.reshape(-1, gradient.shape[-1]).mT[None]
-    return _batched(layer, gradient).transpose(0, 1).flatten(1).unflatten(0, (groups(layer), -1))
+        return patches(layer, output, most, generator)
+    values = _batched(layer, output).flatten(2)
+    picked = _drawn(values.shape[2], most, generator)
+    chosen = values if picked is None else values[..., picked]
+    return chosen.transpose(0, 1).flatten(1).unflatten(0, (groups(layer), -1))
 
 
 def _drawn(count: int, most: int | None, generator: torch.Generator | None) -> Tensor | None:

@@ -2,14 +2,59 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tenfold._blocks import reconstructed
 from tenfold._data import batches_of
+from tenfold._errors import TenfoldError
+from tenfold._factored import Factored
+from tenfold._pair import parted
 from tenfold._progress import track
+from tenfold._refit import refitted
 from tenfold._run import forward, undisturbed, unwrapped
+
+HOW = ("refit", "blocks")
+
+
+def recover(
+    small: nn.Module,
+    dense: nn.Module,
+    batches: Iterable[Any],
+    *,
+    how: Literal["refit", "blocks"] | str = "blocks",
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of a compressed network whose outputs are nearer to those of the dense one, without labels.
+
+    - `how="refit"`: layer after layer in closed form, each from what it is given now to what the dense layer gave, so
+      that errors do not pile up with depth (Zhang et al. 2015, arXiv 1505.06798).
+    - `how="blocks"`: the factors are trained for a few hundred steps until blocks and outputs are what they were.
+
+    The last eighth of the batches is held back: where the error on it does not fall, factors stay as they were.
+
+    Args:
+        small: what `apply` made of `dense`, with the same names; neither is modified.
+        dense: the network as it was.
+        batches: training data, labels ignored; a list or a DataLoader.
+        how: the way.
+        seed: draws the order of the examples.
+
+    Raises:
+        TenfoldError: if there are no batches, or a model fails on one.
+    """
+    if how not in HOW:
+        raise TenfoldError(f"recover has no way {how!r}; use {' or '.join(map(repr, HOW))}.")
+    small, dense = unwrapped(small), unwrapped(dense)
+    inputs = list(batches_of(dense, batches))
+    if not any(isinstance(module, Factored) for module in small.modules()):
+        return copy.deepcopy(small)
+    used, held_back = parted(inputs)
+    if how == "blocks":
+        return reconstructed(small, dense, used, held_back, seed)
+    return refitted(small, dense, used, held_back, seed)
 
 
 def reestimate_norms(model: nn.Module, batches: Iterable[Any]) -> nn.Module:

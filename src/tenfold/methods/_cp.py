@@ -76,7 +76,7 @@ class CP(Method):
         errors = sliced_errors(self._weight(site)).sum(0)[1:].cpu().numpy()
         return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
 
-    def fill_in(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:  # noqa: ARG002
+    def draft(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:  # noqa: ARG002
         weight = self._weight(site)
         self._write(site, new[0], alternating(weight, sliced(weight, rank[0]), _sweeps(weight, rank[0], *_SHORT)))
 

@@ -1,0 +1,120 @@
+"""How far a compressed network is from the dense one, block for block."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from tenfold._data import Inputs
+from tenfold._factored import Factored
+from tenfold._run import forward, watched
+
+_EXAMPLES = 64  # of a part of a batch
+
+
+@dataclass
+class Pair:
+    """A compressed network and the dense one, run on the same inputs.
+
+    A block is a module that holds a replaced layer.
+    """
+
+    small: nn.Module
+    dense: nn.Module
+    blocks: list[str] = field(init=False)
+    replaced: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.replaced = [name for name, module in self.small.named_modules() if isinstance(module, Factored)]
+        parents = dict.fromkeys(name.rpartition(".")[0] for name in self.replaced)
+        self.blocks = [name for name in parents if name]
+
+    def loss_on(self, pieces: Sequence[Inputs]) -> float:
+        """The mean loss."""
+        with torch.no_grad():
+            return sum(float(self.loss(piece)) for piece in pieces) / len(pieces)
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """Squared error over variance: of the networks' outputs, plus that of the blocks' outputs in the mean."""
+        with torch.no_grad():
+            outputs, blocks = self._run(self.dense, inputs)
+        with self._rebuilding():
+            found, found_blocks = self._run(self.small, inputs)
+        each = [_moved(found_blocks[name], blocks[name]) for name in blocks]
+        return _moved(found, outputs) + (torch.stack(each).mean() if each else 0)
+
+    def _run(self, model: nn.Module, inputs: Inputs) -> tuple[Any, dict[str, Any]]:
+        names = {model.get_submodule(name): name for name in self.blocks}
+        seen: dict[str, Any] = {}
+
+        def around(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                output = run(*args, **kwargs)
+                seen[names[module]] = pytree.tree_map(_kept, output)
+                return output
+
+            return called
+
+        with watched(names, around):
+            return forward(model, inputs), seen
+
+    @contextmanager
+    def _rebuilding(self) -> Iterator[None]:
+        """Run every replaced layer as the dense one with the rebuilt weight: in training, many times faster."""
+        layers = {self.small.get_submodule(name): self.dense.get_submodule(name) for name in self.replaced}
+
+        def around(factored: Any, _: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                weights = {"weight": factored.weight}
+                if factored.bias is not None:
+                    weights["bias"] = factored.bias
+                return functional_call(layers[factored], weights, args, kwargs)
+
+            return called
+
+        with watched(layers, around):
+            yield
+
+
+def _kept(leaf: Any) -> Any:
+    # In-place activations behind a block change its outputs.
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _moved(found: Any, wanted: Any) -> Tensor:
+    """Squared error over variance, in the mean over the tensors of a structure."""
+    leaves = [
+        (a, b)
+        for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True)
+        if isinstance(b, Tensor) and b.is_floating_point()
+    ]
+    each = []
+    for a, b in leaves:
+        spread = b - b.mean(0, keepdim=True) if b.dim() and len(b) > 1 else b
+        each.append((a - b).float().square().sum() / spread.float().square().sum().clamp_min(1e-12))
+    return torch.stack(each).mean() if each else torch.zeros(())
+
+
+def parted(batches: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+    """The batches in parts of few examples, and the last eighth of these apart, to be held back."""
+    pieces = [piece for batch in batches for piece in _pieces(batch)]
+    held_back = max(1, len(pieces) // 8)
+    return pieces[:-held_back] or pieces, pieces[-held_back:]
+
+
+def _pieces(batch: Inputs) -> list[Inputs]:
+    """A batch in parts of few examples, where all its tensors hold the same number of them."""
+    call = (batch.args, batch.kwargs)
+    leaves, structure = pytree.tree_flatten(call)
+    sizes = {len(leaf) if leaf.dim() else 0 for leaf in leaves if isinstance(leaf, Tensor)}
+    if len(sizes) != 1 or (count := sizes.pop()) <= 1:
+        return [batch]
+    size = min(_EXAMPLES, -(-count // 2))
+    cuts = range(0, count, size)
+    parts = [[leaf[cut : cut + size] if isinstance(leaf, Tensor) else leaf for leaf in leaves] for cut in cuts]
+    return [Inputs(*pytree.tree_unflatten(part, structure)) for part in parts]

@@ -1,0 +1,358 @@
+"""Factors that fit what the layers really see: statistics, the metric they give, fits in it, and recovery."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from nets import TokenNet, images, randomised, small_cnn
+from torch import nn
+
+import tenfold
+from tenfold import Budget, Ranks, Statistics, TenfoldError, TenfoldWarning, _blocks, _calibrate, _fit
+from tenfold._layers import matrices
+from tenfold._metric import Metric
+from tenfold._pair import Pair, parted
+from tenfold._patches import patches, responses
+from tenfold.methods import CP, DEFAULT, SVD, SpatialSVD, TensorTrain
+from tenfold.testing import AWKWARD, Case
+
+METHODS = (*DEFAULT, TensorTrain("naive"))
+SPATIAL = [name for name, (make, _) in AWKWARD.items() if not isinstance(make(), nn.Embedding)]
+
+
+def told(model, *batches):
+    return tenfold.calibrate(model, list(batches))
+
+
+@pytest.mark.parametrize("name", SPATIAL)
+def test_patches_times_the_matrix_are_the_outputs(name):
+    case = Case(name, SVD())
+    outputs = responses(case.dense, case.dense(case.input)).detach()
+    if case.dense.bias is not None:
+        outputs = outputs - case.dense.bias.detach().reshape(outputs.shape[0], -1, 1)
+    assert torch.allclose(matrices(case.dense).flatten(2) @ patches(case.dense, case.input), outputs, atol=1e-12)
+
+
+def test_a_few_positions_are_the_same_for_inputs_and_outputs():
+    layer = nn.Conv2d(3, 5, 3, padding=1, bias=False).double()
+    x = images(4, 3, 9, 8).double()
+    same = [torch.Generator().manual_seed(3) for _ in range(2)]
+    found = matrices(layer).flatten(2) @ patches(layer, x, 10, same[0])
+    assert found.shape == (1, 5, 40)
+    assert torch.allclose(found, responses(layer, layer(x), 10, same[1]))
+
+
+def test_statistics_are_sums_over_patches(monkeypatch):
+    monkeypatch.setattr(_calibrate, "_CHUNK", 1000)  # several parts of a batch
+    model, x = randomised(small_cnn()), images(6, 3, 8, 8)
+    statistics = told(model, x[:4], x[4:])
+    assert list(statistics.layers) == ["0", "3", "5", "9", "11"]
+    seen = patches(model[3], model[:3](x)).detach().double()
+    layer = statistics.layers["3"]
+    assert int(layer.count) == 6 * 16
+    assert torch.allclose(layer.total, seen.sum(-1))
+    assert torch.allclose(layer.gram[:, 0], seen @ seen.mT)
+    assert torch.allclose(layer.quartic, seen.square().sum(1).square().sum(-1))
+    assert layer.norm is None
+    assert statistics.layers["0"].norm == "1"
+
+
+def test_a_layer_called_twice_and_keyword_inputs():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, *, x):
+            return self.layer(self.layer(x))
+
+    model, x = Twice(), images(5, 8)
+    layer = told(model, {"x": x}).layers["layer"]
+    both = torch.cat([x, model.layer(x)]).detach().double()
+    assert int(layer.count) == 10
+    assert torch.allclose(layer.gram[0, 0], both.T @ both)
+
+
+def test_embeddings_count_lookups():
+    ids = torch.tensor([[1, 2, 2], [7, 1, 2]])
+    layer = told(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3)), ids).layers["0"]
+    assert layer.gram.flatten().tolist() == [0, 2, 3, 0, 0, 0, 0, 1, 0]
+    assert float(layer.response.diagonal(dim1=-2, dim2=-1).min()) > 0
+
+
+def test_parts_add_up_and_files_hold_all(tmp_path):
+    model, x = randomised(small_cnn()), images(8, 3, 8, 8)
+    whole, parts = told(model, x[:4], x[4:]), told(model, x[:4]) + told(model, x[4:])
+    for name, layer in whole.layers.items():
+        assert torch.allclose(layer.gram, parts.layers[name].gram)
+        assert torch.equal(layer.count, parts.layers[name].count)
+    whole.save(tmp_path / "told.safetensors")
+    again = Statistics.load(tmp_path / "told.safetensors")
+    for name, layer in whole.layers.items():
+        assert torch.equal(layer.gram, again.layers[name].gram)
+        assert torch.equal(layer.response, again.layers[name].response)
+        assert layer.norm == again.layers[name].norm
+    assert [path.name for path in tmp_path.iterdir()] == ["told.safetensors"]
+
+
+def test_wrong_statistics_are_refused(tmp_path):
+    x = images(4, 3, 8, 8)
+    with pytest.raises(TenfoldError, match="different layers"):
+        told(small_cnn(), x) + told(nn.Sequential(nn.Conv2d(3, 4, 3)), x)
+    (tmp_path / "other").write_bytes(b"nothing")
+    with pytest.raises(TenfoldError, match="does not hold statistics"):
+        Statistics.load(tmp_path / "other")
+    with pytest.raises(TenfoldError, match="no batches"):
+        tenfold.calibrate(small_cnn(), [])
+    with pytest.raises(TenfoldError, match="no way"):
+        tenfold.recover(small_cnn(), small_cnn(), [x], how="hope")
+
+
+def test_gradients_tell_what_moves_in_the_outputs():
+    """With a linear network, |D|^2 is the relative change of the outputs' variance, by hand."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).double()
+    x = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
+    statistics = told(model, *x.split(40))
+    metric = Metric.of(statistics.layers["0"], has_bias=True)
+    error = torch.randn(1, 5, 6, generator=generator, dtype=torch.float64)
+    moved = (x - x.mean(0)) @ error[0].T @ model[1].weight.T
+    outputs = model(x)
+    expected = float((moved.square().sum() / (outputs - outputs.mean(0)).square().sum()).detach())
+    assert float(metric.square(error)) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_loss_of_ones_own():
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), images(20, 6)
+    labels = torch.arange(20) % 4
+    statistics = tenfold.calibrate(model, [(x, labels)], loss=nn.functional.cross_entropy)
+    outputs = model(x)
+    logits = outputs.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, labels), logits)
+    assert torch.allclose(statistics.layers["1"].response[0], 20 * (gradient.T @ gradient).double(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(20, 12), nn.Conv2d(5, 12, 3, padding=1), nn.Conv2d(8, 12, 3, groups=2)])
+def test_the_whitened_curve_is_the_error_of_the_outputs(layer):
+    """Predicted and measured change of the outputs agree to 2 %, at every rank."""
+    shape = (8000, 20) if isinstance(layer, nn.Linear) else (400, layer.in_channels, 7, 7)
+    mix = torch.randn(shape[1], shape[1], generator=torch.Generator().manual_seed(1))
+    model, x = nn.Sequential(layer).double(), torch.einsum("nc...,cd->nd...", images(*shape) + 0.5, mix).double()
+    statistics = told(model, *x.split(len(x) // 4))
+    statistics.layers["0"].response.zero_()  # count outputs alike
+    found = tenfold.options(model, example=x[:1], statistics=statistics, methods=[SVD()])
+    (ladder,) = found.ladders
+    outputs = model(x)
+    centred = outputs - outputs.transpose(0, 1).flatten(1).mean(1).reshape(-1, *[1] * (x.dim() - 2))
+    for index, rank in enumerate(ladder.ranks.tolist()[:-1]):
+        small = tenfold.apply(model, found.plan(Ranks(rank=rank[0])), statistics)
+        error = float(((small(x) - outputs).square().sum() / centred.square().sum()).detach())
+        assert ladder.errors[index] == pytest.approx(error, rel=0.02, abs=1e-9)
+
+
+def test_the_whitened_fit_is_the_best_one():
+    """Against the textbook way, for inputs and responses of full rank: whiten by Cholesky factors, truncate, undo."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 6)).double()
+    x = (
+        torch.randn(500, 10, generator=generator, dtype=torch.float64)
+        @ torch.randn(10, 10, generator=generator).double()
+    )
+    statistics = told(model, *x.split(50))
+    metric = Metric.of(statistics.layers["0"], has_bias=True)
+    left, right = torch.linalg.cholesky(metric.outputs[0]), torch.linalg.cholesky(metric.inputs[0, 0])
+    u, s, v = torch.linalg.svd(left.T @ model[0].weight.detach() @ right)
+    for rank in (1, 3, 6):
+        best = torch.linalg.solve(left.T, u[:, :rank] * s[:rank]) @ torch.linalg.solve(right.T, v[:rank].T).T
+        plan = tenfold.plan(model, Ranks(per_layer={"0": rank}), example=x[:1], methods=[SVD()])
+        small = tenfold.apply(model, plan, statistics)
+        assert torch.allclose(small[0].weight, best, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:.*patches tell little")
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_every_method_fits_the_data_better_than_the_weights_do(method):
+    """On every awkward layer: never worse in the metric, exact at full rank, and no worse than its curve says."""
+    gains = []
+    for name in AWKWARD:
+        case = Case(name, method)
+        if not case.sites:
+            continue
+        (site,) = case.sites
+        x = case.input
+        seen = torch.cat([x.roll(turn, -1) for turn in range(12)])
+        metrics = _fit.metrics_of(site, told(case.model, seen.cumsum(-1) if x.is_floating_point() else seen))
+        whole = _fit.lost_altogether(site, metrics)
+        curve = _fit.curve(method, site, metrics)
+
+        def error(new, site=site, metrics=metrics, whole=whole):
+            left = _fit.stood_for(site.modules[0], new[0]) - matrices(site.modules[0]).flatten(2)
+            return float(metrics[0].square(left).detach()) / whole
+
+        for rank in case.ranks()[:-1:2]:
+            plain, fitted = error(_fit.made(method, site, rank)), error(_fit.made(method, site, rank, metrics))
+            assert fitted <= plain * (1 + 1e-6) + 1e-7, (name, rank)
+            gains.append(fitted / max(plain, 1e-12))
+        full = method.full_rank(site)
+        assert error(_fit.made(method, site, full, metrics)) <= 1e-12, name
+        assert curve.errors.min() >= 0
+    assert np.median(gains) < 0.7
+
+
+@pytest.mark.parametrize("kind", ["all zero", "constant", "one channel dead", "channels alike", "few patches"])
+def test_inputs_that_tell_little(kind):
+    model, x = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)), images(30, 6, 6, 6)
+    if kind == "all zero":
+        x = torch.zeros_like(x)
+    elif kind == "constant":
+        x = torch.ones_like(x)
+    elif kind == "one channel dead":
+        x[:, 2] = 0
+    elif kind == "channels alike":
+        x[:, 1:] = x[:, :1]
+    if kind == "few patches":
+        with pytest.warns(TenfoldWarning, match="30 patches tell little about the 128 inputs of 3:"):
+            statistics = told(model, x)
+    else:
+        with pytest.warns(TenfoldWarning):
+            statistics = told(model, x)
+    found = tenfold.options(model, example=x[:1], statistics=statistics)
+    small = tenfold.apply(model, found.plan(Budget(params=0.5)), statistics)
+    assert all(p.isfinite().all() for p in small.parameters())
+    if kind in ("all zero", "constant"):
+        assert torch.allclose(small(x), model(x), atol=1e-4)
+    same = tenfold.apply(model, found.plan(Ranks(share=1.0)), statistics)
+    fresh = images(5, 6, 6, 6, seed=1)
+    assert torch.allclose(same(fresh), model(fresh), atol=1e-3)  # directions without data are kept
+
+
+def test_wide_layers_keep_blocks_and_say_how_far_off_they_are(monkeypatch):
+    monkeypatch.setattr(_calibrate, "_WIDEST", 20)
+    model, x = nn.Sequential(nn.Linear(50, 8)), images(300, 50)
+    layer = told(model, x).layers["0"]
+    assert layer.gram.shape == (1, 3, 17, 17)
+    assert layer.neglected < 0.3  # independent inputs
+    with pytest.warns(TenfoldWarning, match="only products within blocks"):
+        alike = told(model, x[:, :1].expand(-1, 50) + 0.1 * x)
+    plan = tenfold.plan(model, Ranks(rank=4), example=x, methods=[SVD()])
+    small = tenfold.apply(model, plan, alike)
+    assert small[0].weight.isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_means_are_kept(bias):
+    """What the factors miss in the mean goes into the bias, or into the batch norm behind."""
+    model = randomised(nn.Sequential(nn.Conv2d(4, 12, 3, bias=bias), nn.BatchNorm2d(12), nn.ReLU())).double()
+    x = images(200, 4, 6, 6).double() + 1
+    statistics = told(model, x)
+    assert statistics.layers["0"].norm == "1"
+    plan = tenfold.plan(model, Ranks(rank=2), example=x, methods=[SVD()])
+    small = tenfold.apply(model, plan, statistics)
+    before, after = (net[:2](x).mean((0, 2, 3)) for net in (model, small))
+    assert torch.allclose(before, after, atol=1e-9)
+    plain = tenfold.apply(model, plan)
+    assert not torch.allclose(before, plain[:2](x).mean((0, 2, 3)), atol=1e-3)
+
+
+def test_without_a_place_for_the_mean_it_counts_as_an_error():
+    model, x = nn.Sequential(nn.Linear(10, 8, bias=False)).double(), images(400, 10).double() + 3
+    metric = Metric.of(told(model, x).layers["0"], has_bias=False)
+    assert metric.mean is None
+    assert torch.allclose(metric.inputs[0, 0], x.T @ x / 400, rtol=0.05, atol=0.05)
+
+
+def test_networks_that_fit_their_data_still_have_gradients():
+    """Gradients of sampled labels vanish where the network is sure; those of random mixtures do not."""
+    model, x = randomised(small_cnn()), images(40, 3, 8, 8)
+    sure = copy.deepcopy(model)
+    with torch.no_grad():
+        sure[-1].weight *= 1000
+        sure[-1].bias *= 1000
+    for name, layer in told(model, x).layers.items():
+        if name != "11":
+            assert torch.allclose(layer.response, told(sure, x).layers[name].response, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("how", ["refit", "blocks"])
+def test_recovery_brings_outputs_nearer(how, monkeypatch):
+    monkeypatch.setattr(_blocks, "_STEPS", 60)
+    model = randomised(small_cnn())
+    seen, fresh = images(256, 3, 8, 8), images(64, 3, 8, 8, seed=5)
+    small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.4), example=seen[:1]))
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    new = tenfold.recover(small, model, seen.split(64), how=how)
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in before.items())
+    assert new.state_dict().keys() == before.keys()
+    drift = [float((net(fresh) - model(fresh)).detach().square().mean()) for net in (small, new)]
+    assert drift[1] < 0.8 * drift[0]
+    assert [p.requires_grad for p in new.parameters()] == [p.requires_grad for p in small.parameters()]
+
+
+@pytest.mark.parametrize("how", ["refit", "blocks"])
+def test_recovery_never_makes_what_is_held_back_worse(how, monkeypatch):
+    """Here training data says nothing of the held-back part: the network comes back as it was, or better."""
+    monkeypatch.setattr(_blocks, "_STEPS", 30)
+    monkeypatch.setattr(_blocks, "_RATE", 0.5)
+    model = randomised(small_cnn())
+    seen = torch.cat([1e-3 * images(56, 3, 8, 8), 3 + images(8, 3, 8, 8, seed=1)])
+    batches = [seen[k : k + 8] for k in range(0, 64, 8)]
+    small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.6), example=seen[:1]))
+    _, held_back = parted([tenfold._data.Inputs((batch,), {}) for batch in batches])
+    before = Pair(small, model).loss_on(held_back)
+    assert Pair(tenfold.recover(small, model, batches, how=how), model).loss_on(held_back) <= before
+
+
+def test_the_pipeline_with_tokens_and_dicts(monkeypatch):
+    monkeypatch.setattr(_blocks, "_STEPS", 30)
+    model = TokenNet().eval()
+    batches = [{"input_ids": torch.randint(0, 50, (8, 6)), "attention_mask": torch.ones(8, 6)} for _ in range(4)]
+    for how in ("refit", "blocks"):
+        result = tenfold.compress(model, Budget(params=0.8), example=batches[0], calibration=batches, recover=how)
+        assert result.report.small.params <= 0.8 * result.report.dense.params
+
+
+def test_frozen_models_and_dtypes_go_through(monkeypatch):
+    monkeypatch.setattr(_blocks, "_STEPS", 30)
+    model, x = randomised(small_cnn()).to(torch.bfloat16).requires_grad_(False), images(32, 3, 8, 8).to(torch.bfloat16)
+    result = tenfold.compress(model, Budget(params=0.5), example=x[:1], calibration=[x])
+    assert not any(p.requires_grad for p in result.model.parameters())
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+
+
+def test_the_same_seed_gives_the_same_network(monkeypatch):
+    monkeypatch.setattr(_blocks, "_STEPS", 30)
+    model, x = randomised(small_cnn()), images(32, 3, 8, 8)
+    nets = [
+        tenfold.compress(model, Budget(params=0.5), example=x[:1], calibration=[x], seed=seed).model for seed in (1, 1)
+    ]
+    assert all(map(torch.equal, nets[0].state_dict().values(), nets[1].state_dict().values()))
+
+
+def test_curves_are_near_what_fits_reach(shared_data):
+    """Between the ranks that were tried, too: on layers of a trained network and real images."""
+    from benchmarks._images import drawn_images
+    from benchmarks._nets import trained
+
+    model = trained("resnet20", "cifar10-jpeg")
+    batches = [x for x, _ in drawn_images("cifar10-jpeg", "train", 256, 0).batches(64)]
+    statistics = told(model, *batches)
+    some = ["layer1.1.conv1", "layer2.0.conv1"]
+    frozen = [name for name in statistics.layers if name not in some]
+    found = tenfold.options(
+        model, example=batches[0][:1], statistics=statistics, methods=[SpatialSVD(), CP(3)], freeze=frozen
+    )
+    ratios = []
+    for ladder in found.ladders:
+        site = ladder.candidate.site
+        metrics = _fit.metrics_of(site, statistics)
+        between = np.flatnonzero((ladder.errors > 0.005) & (ladder.errors < 0.9))[::5]
+        for rank, predicted in zip(ladder.ranks[between], ladder.errors[between], strict=True):
+            new = _fit.made(ladder.candidate.method, site, tuple(rank.tolist()), metrics)
+            left = _fit.stood_for(site.modules[0], new[0]) - matrices(site.modules[0]).flatten(2)
+            reached = float(metrics[0].square(left).detach()) / _fit.lost_altogether(site, metrics)
+            ratios.append(predicted / reached)
+    assert len(ratios) > 10
+    assert min(ratios) > 0.9
+    assert np.median(ratios) < 1.35
+    assert max(ratios) < 2.5
