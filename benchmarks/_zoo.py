@@ -25,7 +25,12 @@ class Entry:
 
     build: Build  # with whatever weights
     example: Callable[[], Any]  # two images or sequences: norms need two in training
-    detects: bool = False  # takes targets in training; how many boxes it finds depends on the weights
+    targets: Callable[[], Any] | None = None  # that a detector takes in training, besides its images
+
+    @property
+    def detects(self) -> bool:
+        """Whether how many boxes it finds depends on the weights."""
+        return self.targets is not None
 
 
 def entries(library: str, *, small: bool) -> dict[str, Entry]:
@@ -88,7 +93,7 @@ _OPERATORS = _declare_operators()  # declared for as long as this lives
 
 _OTHER_KINDS = ("quantization", "video", "optical_flow")  # modules of torchvision.models that are left out
 _SIDE = 64
-_SIDES = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 56}
+_SIDES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56}
 _DETECTION_SIDE = 96
 
 
@@ -116,7 +121,7 @@ def _torchvision_entry(name: str) -> Entry:
         if "ssd" not in name:  # those have one size, that of their anchors
             settings |= {"min_size": _DETECTION_SIDE, "max_size": _DETECTION_SIDE}
         build = partial(models.get_model, name, weights=None, **settings)
-        return Entry(build, lambda: (list(_images(_DETECTION_SIDE)),), detects=True)
+        return Entry(build, lambda: (list(_images(_DETECTION_SIDE)),), targets=_objects)
     side = _SIDES.get(name, _SIDE)
     if ".segmentation." in module:
         settings = {"weights_backbone": None}
@@ -125,6 +130,15 @@ def _torchvision_entry(name: str) -> Entry:
     elif name in ("googlenet", "inception_v3"):
         settings = {"init_weights": False}  # theirs takes minutes
     return Entry(partial(models.get_model, name, weights=None, **settings), partial(_images, side))
+
+
+def _objects() -> list[dict[str, Tensor]]:
+    """One object in each of two images, with all that any detector wants to know of it."""
+    masks = torch.zeros(1, _DETECTION_SIDE, _DETECTION_SIDE, dtype=torch.uint8)
+    masks[:, 20:60, 20:60] = 1
+    points = torch.tensor([40.0, 40.0, 1.0]).expand(1, 17, 3).clone()
+    box, label = torch.tensor([[20.0, 20.0, 60.0, 60.0]]), torch.ones(1, dtype=torch.int64)
+    return [{"boxes": box, "labels": label, "masks": masks, "keypoints": points} for _ in range(2)]
 
 
 def _torchvision_small() -> dict[str, Entry]:

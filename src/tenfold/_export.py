@@ -125,7 +125,10 @@ def _onnx(program: ExportedProgram, path: Path) -> Run:
             warnings.simplefilter("ignore", FutureWarning)
             torch.onnx.export(program, dynamo=True, verbose=False).save(path)  # type: ignore[union-attr]
     except torch.onnx.errors.OnnxExporterError as error:
-        raise TenfoldError(f"torch.onnx cannot export this model: {_first_line(error)}") from error
+        cause: BaseException = error  # what the exporter says itself is advice, with the cause further down
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise TenfoldError(f"torch.onnx cannot export this model: {_first_line(cause)}") from error
     _forget_shapes_of_weights(onnx, path)
     onnx.checker.check_model(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
