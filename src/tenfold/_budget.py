@@ -5,9 +5,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tenfold._allocate import Option, UnreachableError, allocate, worthwhile
-from tenfold._candidates import Ladder, Options, Target, weighed
+from tenfold._candidates import Ladder, Options, Target
 from tenfold._cost import LIMITED
 from tenfold._errors import TenfoldError
 from tenfold._plan import Step
@@ -44,6 +45,16 @@ class Budget(Target):
             if limit is not None
         }
 
+    def weighed(self, errors: NDArray[np.float64], moves: float | None) -> NDArray[np.float64]:
+        """What the choice adds up over layers, of each relative squared error e.
+
+        By the weights alone, noise over signal: e / (1 - e). With statistics, the geometric mean of that and of m e,
+        what moves in the outputs (m where the layer is lost): sqrt(m) e / sqrt(1 - e). Against sums of e or of m e,
+        both keep the choice from ruining few layers to spare the rest.
+        """
+        kept = np.maximum(1 - errors, 1e-3)
+        return errors / kept if moves is None else moves**0.5 * errors / kept**0.5
+
     def steps(self, options: Options) -> list[Step]:
         limits = self.limits(options)
         columns = [LIMITED.index(name) for name in limits]
@@ -57,7 +68,7 @@ class Budget(Target):
         origins: list[tuple[Pool, int] | None] = [None] * len(choices)
         for pool in pooled(ladders):
             costs = pool.costs[:, columns]
-            errors = weighed(pool.errors, pool.moves)
+            errors = self.weighed(pool.errors, pool.moves)
             for index in worthwhile(costs.astype(np.float64), errors, spacing):
                 change = tuple(int(cost) for cost in costs[index])
                 choices.append(Option(frozenset(pool.layers), change, float(errors[index])))

@@ -49,7 +49,9 @@ class Ladder:
     errors: NDArray[np.float64]  # (options,), squared, relative to losing the layers altogether
     costs: NDArray[np.int64]  # (options, 3), change against dense, in the order of LIMITED
     dense: NDArray[np.int64]  # (3,), the cost of the dense layers
-    moves: float | None = None  # what losing the layers moves in the outputs, where statistics tell, see `weighed`
+    moves: float | None = (
+        None  # what losing the layers moves in the outputs, where statistics tell, see `Budget.weighed`
+    )
 
     def cheaper(self) -> "Ladder":
         """The options that are `cheaper` than dense."""
@@ -216,17 +218,6 @@ def cheaper(changes: NDArray[np.int64], dense: NDArray[np.int64]) -> NDArray[np.
     """
     no_more, less = (changes <= 0)[:, dense > 0].all(axis=1), (changes < 0).any(axis=1)
     return np.logical_and(no_more, less)
-
-
-def weighed(errors: NDArray[np.float64], moves: float | None) -> NDArray[np.float64]:
-    """What the global choice adds up over layers, of each relative squared error e.
-
-    By the weights alone, noise over signal: e / (1 - e). With statistics, the geometric mean of that and of m e, what
-    moves in the outputs (m where the layer is lost): sqrt(m) e / sqrt(1 - e). Against sums of e or of m e, both keep
-    the choice from ruining few layers to spare the rest.
-    """
-    kept = np.maximum(1 - errors, 1e-3)
-    return errors / kept if moves is None else moves**0.5 * errors / kept**0.5
 
 
 def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:

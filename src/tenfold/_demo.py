@@ -80,7 +80,7 @@ def run_demo(folder: Path, out: Console) -> None:
     out.print(_tables.plan_table(_tables.planned(found, plan)))
     out.print()
     out.print(_tables.report_table(result.report, metric=f"accuracy on {len(labels)} held-out images"))
-    out.print(f"\nCompressed in {time.perf_counter() - start:.1f} s, without labels and without training.")
+    out.print(f"\nCompressed in {time.perf_counter() - start:.1f} s, without labels.")
     out.print(f"The smaller network is in {folder}: tenfold.load({str(folder)!r}) rebuilds it.", soft_wrap=True)
 
 

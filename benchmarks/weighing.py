@@ -1,0 +1,193 @@
+"""How errors should be weighed across layers: the same options, chosen by different sums.
+
+`python -m benchmarks.weighing` makes the rows that are missing from `benchmarks/results/weighing.json`, then
+`docs/weighing.md` from that file. To measure anew, delete the file. Judged on images of the training split that took
+no other part: nothing is tuned on held-out images.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import tenfold
+from benchmarks._folder import VARIABLE, data_folder
+from benchmarks._images import drawn_images
+from benchmarks._nets import trained
+from benchmarks._rows import replace_text
+from tenfold import _demo
+from tenfold.methods import CP, SVD, Method, SpatialSVD
+
+ROOT = Path(__file__).parent.parent
+DATA, CALIBRATION, JUDGED, BATCH = "cifar10-jpeg", 1024, 3000, 128
+METHODS: dict[str, Sequence[Method]] = {"svd": [SVD()], "three": [SVD(), SpatialSVD(), CP(3)]}
+SHARES = {"svd": (0.5, 0.35), "three": (0.35, 0.2)}
+NETS = ("resnet20", "resnet56", "digits")
+Floats = NDArray[np.float64]
+
+
+def _kept(e: Floats) -> Floats:
+    return np.maximum(1 - e, 1e-3)
+
+
+SUMS: dict[str, Callable[[Floats, float], Floats]] = {
+    "e": lambda e, _: e,
+    "e / (1 - e)": lambda e, _: e / _kept(e),
+    "m e": lambda e, m: m * e,
+    "m e / (1 - e)": lambda e, m: m * e / _kept(e),
+    "sqrt(m) e / (1 - e)": lambda e, m: m**0.5 * e / _kept(e),
+    "sqrt(m) e / sqrt(1 - e)": lambda e, m: m**0.5 * e / _kept(e) ** 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Weighed(tenfold.Budget):
+    """A budget whose choice adds up another sum."""
+
+    how: str = "e"
+
+    def __post_init__(self) -> None:
+        pass  # the limits are this benchmark's own
+
+    def weighed(self, errors: Floats, moves: float | None) -> Floats:
+        """The sum by its name."""
+        assert moves is not None
+        return SUMS[self.how](errors, moves)
+
+
+class Row(BaseModel):
+    """One choice. The command makes exactly this row, so it is also the row's identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    net: str
+    methods: str
+    share: float  # of the parameters, asked for
+    how: str  # the sum
+    dense_accuracy: float  # percent, of images that took no other part
+    accuracy: float
+    drift: float  # squared change of the outputs over their variance
+    params_ratio: float
+    command: str
+
+
+@lru_cache(maxsize=1)
+def network(net: str) -> tuple[nn.Module, list[Tensor], Tensor, Tensor]:
+    """A trained network, batches for calibration, and images with labels to judge by."""
+    if net == "digits":  # it fits its training images nearly perfectly
+        train, judged = _demo._digits()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = _demo._trained(train)
+        return model, [x for x, _ in DataLoader(train, batch_size=BATCH)], *judged.tensors
+    images = drawn_images(DATA, "train", CALIBRATION + JUDGED, 0)
+    (inputs, labels), *_ = images.batches(len(images))
+    return trained(net, DATA), [*inputs[:CALIBRATION].split(BATCH)], inputs[CALIBRATION:], labels[CALIBRATION:]
+
+
+@lru_cache(maxsize=1)
+def options(net: str, methods: str) -> tenfold.Options:
+    """Good for every share and sum."""
+    model, batches, *_ = network(net)
+    statistics = tenfold.calibrate(model, batches)
+    return tenfold.options(model, example=batches[0][:1], statistics=statistics, methods=METHODS[methods])
+
+
+def run(net: str, methods: str, share: float, how: str, command: str) -> Row:
+    """Choose, apply and judge."""
+    model, _, inputs, labels = network(net)
+    found = options(net, methods)
+    small = tenfold.apply(model, found.plan(Weighed(params=share, how=how)), found.statistics)
+    with torch.inference_mode():
+        before, after = (torch.cat([each(part) for part in inputs.split(500)]) for each in (model, small))
+    return Row(
+        net=net,
+        methods=methods,
+        share=share,
+        how=how,
+        dense_accuracy=round(100 * float((before.argmax(1) == labels).float().mean()), 2),
+        accuracy=round(100 * float((after.argmax(1) == labels).float().mean()), 2),
+        drift=round(float((after - before).square().sum() / (before - before.mean(0)).square().sum()), 4),
+        params_ratio=round(tenfold.measure(small, inputs[:1]).params / found.dense.params, 4),
+        command=command,
+    )
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of a file; none if there is no file yet."""
+    return [Row.model_validate(row) for row in json.loads(path.read_text())] if path.exists() else []
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The page of documentation, from rows alone."""
+    head = [f"| network | methods | share | dense | {' | '.join(SUMS)} |", "|---|---|--:|--:|" + "--:|" * len(SUMS)]
+    found = {(row.net, row.methods, row.share, row.how): row for row in rows}
+    lines = []
+    for net, methods, share in dict.fromkeys(key[:3] for key in found):
+        cells = [found.get((net, methods, share, how)) for how in SUMS]
+        shown = " | ".join("" if row is None else f"{row.accuracy:.2f} ({row.drift:.3f})" for row in cells)
+        dense = next(row.dense_accuracy for row in cells if row is not None)
+        lines.append(f"| {net} | {methods} | {100 * share:g} % | {dense:.2f} | {shown} |")
+    table = "\n".join([*head, *lines])
+    return f"""# How layers are weighed against each other
+
+The same options, in the metric of the data, chosen by different sums over layers: accuracy in percent, and the relative
+drift of the outputs in parentheses. e is the relative squared error of an option, m what moves in the outputs if the
+layer is lost. `svd` is the SVD alone, `three` are SVD, spatial SVD and CP together. Statistics are of {CALIBRATION:,}
+training images; accuracy is of {JUDGED:,} others of the training split, after no recovery. The digits network fits its
+training images nearly perfectly, and is judged on images that it has not seen. Made with `{VARIABLE}` set, by
+
+```
+python -m benchmarks.weighing
+```
+
+{table}
+"""
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.weighing", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--net", nargs="+", choices=NETS, default=NETS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--share", nargs="+", type=float, help="of the parameters")
+    parser.add_argument("--sum", nargs="+", choices=SUMS, default=[*SUMS])
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the missing rows, then the page."""
+    asked = arguments()
+    data_folder()  # refuse before work starts
+    torch.set_num_threads(asked.threads)
+    path = ROOT / "benchmarks" / "results" / "weighing.json"
+    jobs: list[tuple[Any, ...]] = [
+        (net, methods, share, how)
+        for net in asked.net
+        for methods in asked.methods
+        for share in asked.share or SHARES[methods]
+        for how in asked.sum
+    ]
+    for net, methods, share, how in jobs:
+        command = f'python -m benchmarks.weighing --net {net} --methods {methods} --share {share:g} --sum "{how}"'
+        rows = read(path)
+        if command not in {row.command for row in rows}:
+            row = run(net, methods, share, how, command)
+            replace_text(path, json.dumps([r.model_dump(mode="json") for r in [*rows, row]], indent=2) + "\n")
+            print(f"{command}: {row.accuracy:.2f} %, drift {row.drift:.4f}", flush=True)
+    replace_text(ROOT / "docs" / "weighing.md", page(read(path)))
+
+
+if __name__ == "__main__":
+    main()
