@@ -130,8 +130,11 @@ def _onnx(program: ExportedProgram, path: Path) -> Run:
             cause = cause.__cause__
         raise TenfoldError(f"torch.onnx cannot export this model: {_first_line(cause)}") from error
     _forget_shapes_of_weights(onnx, path)
-    onnx.checker.check_model(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        onnx.checker.check_model(path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # both raise errors of their own kinds
+        raise TenfoldError(f"torch.onnx made a file of this model that is not valid: {_first_line(error)}") from error
     names = [put.name for put in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[Tensor]:
