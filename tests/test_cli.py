@@ -129,6 +129,8 @@ def test_tokens_examples_data_and_metrics(place):
     )
     assert json.loads(report.stdout)["drift"]["batches"] == 2
     assert json.loads(report.stdout)["metric"]["dense"]
+    planned = tenfold_cli(place, "plan", *common, "--data", "mynets:batches")
+    assert json.loads(planned.stdout)["steps"] == json.loads((place / "scored" / "plan.json").read_text())["steps"]
     photos = tenfold_cli(place, "compress", *common, "--data", "imagefolder:photos", "--out", "photos-small")
     assert json.loads(photos.stdout)["drift"]["batches"] == 1, photos.stderr
 
@@ -146,6 +148,8 @@ REFUSED = {
     "share above one": ((*COMPRESS, "--params", "1.5"), "(0, 1]"),
     "zero": ((*COMPRESS, "--params", "0"), "above 0"),
     "words": ((*COMPRESS, "--params", "half"), "0.5 or 50%"),
+    "no such recovery": ((*COMPRESS, "--params", "0.5", "--recover", "hope"), "recover is 'hope'"),
+    "recovery without data": ((*COMPRESS, "--params", "0.5", "--recover", "blocks"), "needs calibration data"),
     "no target": (COMPRESS, "give a target"),
     "two targets": ((*COMPRESS, "--params", "0.5", "--energy", "0.9"), "give a target"),
     "out of reach": ((*COMPRESS, "--params", "10"), "these methods reach"),

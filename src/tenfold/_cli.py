@@ -19,7 +19,7 @@ from tenfold._batches import IMAGENET, read_batches
 from tenfold._budget import Budget
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, options
-from tenfold._compress import carry_out
+from tenfold._compress import carry_out, check_recovery
 from tenfold._data import example_inputs
 from tenfold._demo import run_demo
 from tenfold._errors import TenfoldError
@@ -220,6 +220,7 @@ def compress(
     score = named(evaluate) if evaluate else None
     net, inputs = _model(model, weights).to(_device(device)), _example(input, example)
     batches = _batches(data, calibration, inputs, mean, std)
+    check_recovery(batches, recover)
     found = _options(net, inputs, methods, freeze, batches)
     if chosen is None:
         assert target is not None

@@ -66,7 +66,7 @@ def compress(
     """
     if not isinstance(target, Target):
         raise TenfoldError(f"the target is {target!r}; give one such as Budget(params=0.5).")
-    _check(calibration, recover)
+    check_recovery(calibration, recover)
     statistics = None if calibration is None else calibrate(model, calibration, seed=seed)
     found = options(model, example=example, statistics=statistics, methods=methods, freeze=freeze)
     return carry_out(
@@ -93,7 +93,7 @@ def carry_out(
     seed: int = 0,
 ) -> Result:
     """The pipeline behind the plan: apply, recover, verify."""
-    _check(calibration, how)
+    check_recovery(calibration, how)
     log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
     small = apply(model, plan, found.statistics)
     if calibration is not None and how != "none":
@@ -102,8 +102,11 @@ def carry_out(
     return Result(small, plan, report.model_copy(update={"left_dense": found.left_dense(plan)}))
 
 
-def _check(calibration: Iterable[Any] | None, how: str) -> None:
+def check_recovery(calibration: Iterable[Any] | None, how: str) -> None:
+    """Refuse a way of recovery that there is not, or that there is no data for."""
     if how not in ("auto", "none", *HOW):
         raise TenfoldError(f'recover is {how!r}; use "auto", {", ".join(map(repr, HOW))} or "none".')
+    if how in HOW and calibration is None:
+        raise TenfoldError(f'recover="{how}" needs calibration data; give batches of training inputs.')
     if isinstance(calibration, Iterator):
         raise TenfoldError("calibration is an iterator, which can be read only once; give a list or a DataLoader.")
