@@ -14,7 +14,7 @@ from tenfold._progress import track
 from tenfold._run import undisturbed
 
 _STEPS = 240  # of training
-_RATE = 0.0015  # of Adam, relative to the root mean square of each parameter
+_RATE = 0.0007  # of Adam, relative to the root mean square of each parameter
 _LOOK = 30  # steps between looks at the held-back examples
 
 
