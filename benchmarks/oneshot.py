@@ -224,7 +224,7 @@ def page(rows: Sequence[_rows.Row]) -> str:
     versions = ", ".join(sorted({row.version for row in rows}))
     return f"""# Accuracy right after compression
 
-Trained networks compressed to a share of their parameters and judged as they are, without any training.
+Trained networks compressed to a share of their parameters and judged as they are, without any use of labels.
 `mix` lets all methods compete for each layer. What follows is made of {CALIBRATION_IMAGES:,} training images without
 labels: `{NORMS}` re-estimates batch norms; with `{DATA_FITTED}`, statistics of the images choose the ranks and
 the factors are fitted to them; `{RECOVERED[0]}` and `{RECOVERED[1]}` then recover accuracy in that way. Where images

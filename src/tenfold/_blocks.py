@@ -14,7 +14,7 @@ from tenfold._progress import track
 from tenfold._run import undisturbed
 
 _STEPS = 240  # of training
-_RATE = 0.0007  # of Adam, relative to the root mean square of each parameter
+_RATE = 0.0025  # of Adam, times the root of the loss at the start and the root mean square of each parameter
 _LOOK = 30  # steps between looks at the held-back examples
 
 
@@ -29,10 +29,11 @@ def reconstructed(
     pair = Pair(new, dense)
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(new), undisturbed(dense), _trainable(new) as parameters, torch.enable_grad():
-        rates = [_RATE * max(float(p.detach().square().mean().sqrt()), 1e-3) for p in parameters]
+        best = pair.loss_on(held_back), [p.detach().clone() for p in parameters]
+        rate = _RATE * best[0] ** 0.5  # smaller steps, where there is less to gain than to lose
+        rates = [rate * max(float(p.detach().square().mean().sqrt()), 1e-3) for p in parameters]
         search = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)])
         schedule = torch.optim.lr_scheduler.OneCycleLR(search, rates, total_steps=_STEPS, pct_start=0.1)
-        best = pair.loss_on(held_back), [p.detach().clone() for p in parameters]
         drawn = _drawn(used, generator)
         for step in track(range(1, _STEPS + 1), "reconstruction"):
             search.zero_grad()
