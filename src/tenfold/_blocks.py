@@ -58,12 +58,11 @@ def _drawn(pieces: Sequence[Inputs], generator: torch.Generator) -> Iterator[Inp
 def _trainable(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     """The factors, and all that is as small as a bias or a norm; what needs gradients is put back after."""
     inside = {p for module in model.modules() if isinstance(module, Factored) for p in module.parameters()}
-    chosen = [p for p in model.parameters() if p in inside or p.dim() == 1]
     before = {p: p.requires_grad for p in model.parameters()}
     try:
         for parameter in before:
-            parameter.requires_grad_(parameter in set(chosen))
-        yield chosen
+            parameter.requires_grad_(parameter in inside or parameter.dim() == 1)
+        yield [parameter for parameter in before if parameter.requires_grad]
     finally:
         for parameter, needed in before.items():
             parameter.requires_grad_(needed)

@@ -49,9 +49,7 @@ class Ladder:
     errors: NDArray[np.float64]  # (options,), squared, relative to losing the layers altogether
     costs: NDArray[np.int64]  # (options, 3), change against dense, in the order of LIMITED
     dense: NDArray[np.int64]  # (3,), the cost of the dense layers
-    moves: float | None = (
-        None  # what losing the layers moves in the outputs, where statistics tell, see `Budget.weighed`
-    )
+    moves: float | None = None  # in the outputs, were the layers lost; where statistics tell (`Budget.weighed`)
 
     def cheaper(self) -> "Ladder":
         """The options that are `cheaper` than dense."""

@@ -148,8 +148,7 @@ class _Watch(TorchDispatchMode):
 
     def norm_behind(self, module: nn.Module) -> nn.Module | None:
         """The batch norm that was called once, on the outputs of this one call of a layer, channel for channel."""
-        norms = [norm for norm, fed in self.fed.items() if fed == [module]]
-        alike = len(norms) == len(self.calls.get(module, [])) == 1
-        return (
-            norms[0] if alike and isinstance(module, LAYERS) and norms[0].num_features == channels(module)[1] else None
-        )
+        norms: list[Any] = [norm for norm, fed in self.fed.items() if fed == [module]]
+        if not isinstance(module, LAYERS) or not len(norms) == len(self.calls.get(module, [])) == 1:
+            return None
+        return norms[0] if norms[0].num_features == channels(module)[1] else None
