@@ -15,6 +15,8 @@ from tenfold import TenfoldError
 from tenfold._cli import amount, main
 
 NETS = """
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -43,6 +45,19 @@ def batches():
 
 def score(model):
     return float(model(example()).sum())
+
+
+def nearness(model):
+    x = torch.linspace(-1, 1, 8 * 3 * 16 * 16).reshape(8, 3, 16, 16)
+    dense = make_net().eval()
+    dense.load_state_dict(torch.load("w.pt"))
+    return -(model(x) - dense(x)).square().sum(1)
+
+
+def stopped(model):
+    if not isinstance(model[3], nn.Conv2d) and Path("stop").exists():
+        raise KeyboardInterrupt
+    return nearness(model)
 
 
 def number():
@@ -142,6 +157,48 @@ def test_parquet_data(place, shared_data):
     assert json.loads(done.stdout)["drift"]["batches"] == 4, done.stderr
 
 
+def test_the_smallest_network_that_loses_no_more(place):
+    asked = ("compress", *NET, "--max-drop", "0.01", "--methods", "svd", "--out", "near")
+    done = tenfold_cli(place, *asked, "--evaluate", "mynets:nearness")
+    assert done.returncode == 0, done.stderr
+    for text in ("parameters tried", "95 % interval", "Written to near"):
+        assert text in done.stdout
+    assert max(map(len, done.stdout.split("parameters tried")[1].splitlines())) <= 80
+    report = json.loads((place / "near" / "report.json").read_text())
+    assert report["metric"]["small"] >= report["metric"]["dense"] - 0.01
+    assert report["small"]["params"] in [trial["params"] for trial in report["trials"]]
+    assert not (place / "near.work").exists()
+    planned = tenfold_cli(place, "plan", *asked[1:-2], "--evaluate", "mynets:nearness", "--json")
+    assert json.loads(planned.stdout)["steps"] == json.loads((place / "near" / "plan.json").read_text())["steps"]
+
+
+def test_what_was_interrupted_goes_on(place):
+    asked = (
+        "compress",
+        *NET,
+        "--max-drop",
+        "0.01",
+        "--methods",
+        "svd",
+        "--out",
+        "again",
+        "--evaluate",
+        "mynets:stopped",
+    )
+    (place / "stop").touch()
+    interrupted = tenfold_cli(place, *asked)
+    assert interrupted.returncode == 130
+    assert interrupted.stderr.strip().endswith(
+        "interrupted; finished work is in again.work: the same command goes on from there."
+    )
+    assert not (place / "again").exists()
+    assert list((place / "again.work").glob("curve-*.safetensors"))
+    (place / "stop").unlink()
+    (place / "again.work" / "notes.txt").touch()
+    assert tenfold_cli(place, *asked, "--json").returncode == 0
+    assert [file.name for file in (place / "again.work").iterdir()] == ["notes.txt"]
+
+
 COMPRESS = ("compress", *NET, "--out", "refused")
 REFUSED = {
     "bare 1": ((*COMPRESS, "--params", "1"), "100%"),
@@ -152,6 +209,7 @@ REFUSED = {
     "recovery without data": ((*COMPRESS, "--params", "0.5", "--recover", "blocks"), "needs calibration data"),
     "no target": (COMPRESS, "give a target"),
     "two targets": ((*COMPRESS, "--params", "0.5", "--energy", "0.9"), "give a target"),
+    "no metric": ((*COMPRESS, "--max-drop", "0.01"), "needs evaluate"),
     "out of reach": ((*COMPRESS, "--params", "10"), "these methods reach"),
     "unknown method": ((*COMPRESS, "--params", "0.5", "--methods", "svd,magic"), 'no method "magic"'),
     "unknown module": (("inspect", "nowhere:net", "--input", "1,3"), "cannot be imported"),
@@ -188,6 +246,7 @@ def test_refusals_are_one_line_and_leave_nothing(place, case, monkeypatch, capsy
     assert len(complaints) == 1
     assert says in complaints[0]
     assert not (place / "refused").exists()
+    assert not (place / "refused.work").exists()
     assert not [p for p in place.iterdir() if p.name.startswith(".refused")]
 
 

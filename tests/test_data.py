@@ -184,7 +184,7 @@ def test_every_method_fits_the_data_better_than_the_weights_do(method):
         seen = torch.cat([x.roll(turn, -1) for turn in range(12)])
         metrics = _fit.metrics_of(site, told(case.model, seen.cumsum(-1) if x.is_floating_point() else seen))
         whole = _fit.lost_altogether(site, metrics)
-        curve = _fit.curve(method, site, metrics)
+        curve = _fit.kept_curve(method, site, metrics)
 
         def error(new, site=site, metrics=metrics, whole=whole):
             left = _fit.stood_for(site.modules[0], new[0]) - matrices(site.modules[0]).flatten(2)

@@ -13,6 +13,7 @@ from tenfold._factored import Factored
 from tenfold._plan import Plan, Step
 from tenfold._rank_rules import EVBMF, Energy, Greedy, MinMax, Ranks
 from tenfold._recover import recover, reestimate_norms
+from tenfold._resume import resumable
 from tenfold._store import load, save
 from tenfold._verify import Report, verify
 from tenfold._version import __version__
@@ -49,6 +50,7 @@ __all__ = [
     "plan",
     "recover",
     "reestimate_norms",
+    "resumable",
     "save",
     "verify",
 ]

@@ -1,7 +1,8 @@
 """The budget: one global choice over every layer, method and rank."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ from tenfold._allocate import Option, UnreachableError, allocate, worthwhile
 from tenfold._candidates import Ladder, Options, Target
 from tenfold._cost import LIMITED
 from tenfold._errors import TenfoldError
+from tenfold._judge import Judge, Trial
 from tenfold._plan import Step
+from tenfold._search import smallest
 
+_PARAMS = LIMITED.index("params")
 _UNITS = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
 
 
@@ -22,19 +26,29 @@ class Budget(Target):
 
     All layers, methods and ranks compete at once, dense included: the sum of errors is least, no limit is
     exceeded, and no layer costs more than it did in parameters, multiply-adds or bytes.
+
+    With `max_drop`, the fewest parameters within the limits, if there are any, at which the metric falls by no more,
+    in the unit of what `evaluate` returns. Up to eight networks are made and evaluated to find them.
     """
 
     params: float | int | None = None
     macs: float | int | None = None  # multiply-adds of one run of the example
     bytes: float | int | None = None  # of all parameters and buffers
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
-        limits = {field.name: getattr(self, field.name) for field in fields(self)}
-        if all(limit is None for limit in limits.values()):
+        limits = {name: getattr(self, name) for name in LIMITED}
+        if self.max_drop is None and all(limit is None for limit in limits.values()):
             raise TenfoldError("the budget has no limit; give one, such as Budget(params=0.5).")
         for name, limit in limits.items():
             if limit is not None:
                 _check_limit(name, limit)
+        if self.max_drop is not None and not (isfinite(self.max_drop) and self.max_drop >= 0):
+            raise TenfoldError(f"Budget(max_drop={self.max_drop!r}): the drop of the metric is a number, 0 or more.")
+
+    @property
+    def needs_evaluate(self) -> bool:
+        return self.max_drop is not None
 
     def limits(self, options: Options) -> dict[str, int]:
         """The limits that are set, as absolute numbers."""
@@ -56,28 +70,63 @@ class Budget(Target):
         return errors / kept if moves is None else moves**0.5 * errors / kept**0.5
 
     def steps(self, options: Options) -> list[Step]:
-        limits = self.limits(options)
-        columns = [LIMITED.index(name) for name in limits]
-        dense = [getattr(options.dense, name) for name in limits]
-        room = [limit - cost for limit, cost in zip(limits.values(), dense, strict=True)]  # of change, so negative
-        ladders = [ladder.cheaper() for ladder in options.ladders]
-        # Options closer to each other than this in cost are thinned out; hundreds of layers still fill the limit.
-        spacing = np.array([limit * 1e-3 for limit in limits.values()])
-        names = sorted({name for ladder in ladders for name in ladder.candidate.site.layers})
-        choices = [Option(frozenset([name]), (0,) * len(columns), 0.0) for name in names]
-        origins: list[tuple[Pool, int] | None] = [None] * len(choices)
-        for pool in pooled(ladders):
-            costs = pool.costs[:, columns]
-            errors = self.weighed(pool.errors, pool.moves)
-            for index in worthwhile(costs.astype(np.float64), errors, spacing):
-                change = tuple(int(cost) for cost in costs[index])
-                choices.append(Option(frozenset(pool.layers), change, float(errors[index])))
-                origins.append((pool, index))
-        try:
-            picks = allocate(choices, room) if choices else _nothing(room)
-        except UnreachableError as error:
-            raise unreachable(limits, dense, error.least) from None
-        return [origin[0].step(origin[1]) for pick in picks if (origin := origins[pick]) is not None]
+        return self._within(options, self.limits(options))
+
+    def _within(self, options: Options, limits: Mapping[str, int]) -> list[Step]:
+        return chosen(options, limits, lambda pool: self.weighed(pool.errors, pool.moves))
+
+    def searched(self, options: Options, judge: Judge) -> list[Step]:
+        if self.max_drop is None:
+            return self.steps(options)
+        limits, most, drop = self.limits(options), options.dense.params, 0.0
+        best: list[Step] = []
+        if limits:
+            best = self._within(options, limits)
+            most, drop = self._allowed(judge(options.ordered(best)))
+        fewest = chosen(options, limits or {"params": 2 * most}, lambda pool: pool.costs[:, _PARAMS].astype(np.float64))
+        least = options.dense.params + sum(int(options.change_of(step)[_PARAMS]) for step in fewest)
+
+        def at(params: int) -> list[Step]:
+            return self._within(options, {**limits, "params": params})
+
+        found = smallest(lambda size: -judge(options.ordered(at(size))).change, least, most, drop, self.max_drop)
+        best = best if found is None else at(found)
+        judge.warn(options.ordered(best), self.max_drop)
+        return best
+
+    def _allowed(self, trial: Trial) -> tuple[int, float]:
+        """The size and drop of what the limits alone give."""
+        assert self.max_drop is not None
+        if -trial.change > self.max_drop:
+            raise TenfoldError(
+                f"within the limits the metric falls by {-trial.change:.4g}, and max_drop is {self.max_drop:g}; "
+                "raise the limits, or allow more."
+            )
+        return trial.params, -trial.change
+
+
+def chosen(options: Options, limits: Mapping[str, int], price: Callable[["Pool"], NDArray[np.float64]]) -> list[Step]:
+    """The steps within the limits whose summed price is least; a layer that stays dense has none."""
+    columns = [LIMITED.index(name) for name in limits]
+    dense = [getattr(options.dense, name) for name in limits]
+    room = [limit - cost for limit, cost in zip(limits.values(), dense, strict=True)]  # of change, so negative
+    ladders = [ladder.cheaper() for ladder in options.ladders]
+    # Options closer to each other than this in cost are thinned out; hundreds of layers still fill the limit.
+    spacing = np.array([limit * 1e-3 for limit in limits.values()])
+    names = sorted({name for ladder in ladders for name in ladder.candidate.site.layers})
+    choices = [Option(frozenset([name]), (0,) * len(columns), 0.0) for name in names]
+    origins: list[tuple[Pool, int] | None] = [None] * len(choices)
+    for pool in pooled(ladders):
+        costs, prices = pool.costs[:, columns], price(pool)
+        for index in worthwhile(costs.astype(np.float64), prices, spacing):
+            change = tuple(int(cost) for cost in costs[index])
+            choices.append(Option(frozenset(pool.layers), change, float(prices[index])))
+            origins.append((pool, index))
+    try:
+        picks = allocate(choices, room) if choices else _nothing(room)
+    except UnreachableError as error:
+        raise unreachable(limits, dense, error.least) from None
+    return [origin[0].step(origin[1]) for pick in picks if (origin := origins[pick]) is not None]
 
 
 class Pool:

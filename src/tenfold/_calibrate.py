@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils import _pytree as pytree
@@ -24,6 +24,7 @@ from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
 from tenfold._patches import patches, responses
 from tenfold._progress import track
+from tenfold._resume import Each, kept
 from tenfold._run import forward, undisturbed, unwrapped, watched
 from tenfold._trace import Layer, trace
 
@@ -54,6 +55,10 @@ class LayerStatistics:
         sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMS}
         return LayerStatistics(**sums, norm=self.norm)
 
+    def on(self, device: torch.device) -> "LayerStatistics":
+        """The same sums on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _SUMS})
+
     @property
     def neglected(self) -> float:
         """How much the blocks get wrong, relative: 0 where all products are kept, else found by random directions."""
@@ -66,6 +71,7 @@ class LayerStatistics:
         return float((found - self.probes).norm() / self.probes.norm().clamp_min(1e-300))
 
 
+_NORMS = "norms"  # in a file: JSON, as bytes
 _SUMS = tuple(field.name for field in fields(LayerStatistics) if field.name != "norm")
 
 
@@ -83,9 +89,8 @@ class Statistics:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, in one step."""
         path = Path(path)
-        tensors = {f"{name}/{part}": getattr(s, part).contiguous() for name, s in self.layers.items() for part in _SUMS}
         beside = path.with_name(f".{path.name}.part")
-        save_file(tensors, beside, metadata={"norms": json.dumps({n: s.norm for n, s in self.layers.items()})})
+        save_file(self._packed(), beside)
         beside.replace(path)
 
     @classmethod
@@ -96,16 +101,20 @@ class Statistics:
             TenfoldError: if the file is not one of `save`.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                norms = json.loads(file.metadata()["norms"])
-                return cls(
-                    {
-                        name: LayerStatistics(**{part: file.get_tensor(f"{name}/{part}") for part in _SUMS}, norm=norm)
-                        for name, norm in norms.items()
-                    }
-                )
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            return cls._unpacked(load_file(path))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise TenfoldError(f"{path} does not hold statistics: {error}.") from None
+
+    def _packed(self) -> dict[str, Tensor]:
+        tensors = {f"{name}/{part}": getattr(s, part).contiguous() for name, s in self.layers.items() for part in _SUMS}
+        norms = json.dumps({name: s.norm for name, s in self.layers.items()})
+        return {**tensors, _NORMS: torch.tensor([*norms.encode()], dtype=torch.uint8)}
+
+    @classmethod
+    def _unpacked(cls, tensors: Mapping[str, Tensor]) -> "Statistics":
+        norms = json.loads(bytes(tensors[_NORMS].tolist()))
+        sums = {name: {part: tensors[f"{name}/{part}"] for part in _SUMS} for name in norms}
+        return cls({name: LayerStatistics(**sums[name], norm=norm) for name, norm in norms.items()})
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = None, seed: int = 0) -> Statistics:
@@ -124,6 +133,16 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = N
         TenfoldError: if there are no batches, or the model fails on one.
     """
     model = unwrapped(model)
+
+    def told() -> dict[str, Tensor]:
+        return _calibrated(model, batches, loss, seed)._packed()
+
+    statistics = Statistics._unpacked(kept("statistics", lambda: (model, Each(batches), loss, seed), told))
+    _warn(statistics.layers)
+    return statistics
+
+
+def _calibrated(model: nn.Module, batches: Iterable[Any], loss: Loss | None, seed: int) -> Statistics:
     sums: dict[str, LayerStatistics] = {}
     found: dict[str, Layer] = {}
     generator = torch.Generator().manual_seed(seed)
@@ -134,7 +153,6 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = N
                 found = {layer.name: layer for layer in free if issubclass(kind(layer.module), LAYERS)}
             for name, told in _told(model, found, inputs, loss, generator).items():
                 sums[name] = sums[name] + told if name in sums else told
-    _warn(sums)
     return Statistics(sums)
 
 

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tenfold._apply import apply
 from tenfold._calibrate import Statistics
 from tenfold._cost import Cost, layer_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._errors import TenfoldError
-from tenfold._fit import curve as curve_in_data
-from tenfold._fit import lost_altogether, metrics_of
+from tenfold._fit import kept_curve, lost_altogether, metrics_of
+from tenfold._judge import Evaluate, Judge
 from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
@@ -68,6 +69,15 @@ class Target(ABC):
     def steps(self, options: "Options") -> list[Step]:
         """The steps that meet this target."""
 
+    @property
+    def needs_evaluate(self) -> bool:
+        """Whether networks have to be evaluated to find the steps."""
+        return False
+
+    def searched(self, options: "Options", judge: Judge) -> list[Step]:  # noqa: ARG002
+        """The steps that meet this target, where networks may be evaluated to find them."""
+        return self.steps(options)
+
 
 @dataclass(frozen=True, eq=False)
 class Options:
@@ -82,15 +92,22 @@ class Options:
     statistics: Statistics | None = None
     _prices: dict[Any, NDArray[np.int64]] = field(default_factory=dict)
 
-    def plan(self, target: Target) -> Plan:
-        """Choose the ranks.
+    def plan(self, target: Target, *, evaluate: Evaluate | None = None) -> Plan:
+        """Choose the ranks. `evaluate` is needed where the target has a `max_drop`.
 
         Raises:
             TenfoldError: if the target cannot be reached, with the least that could be.
         """
+        check_evaluate(target, evaluate)
+        if evaluate is None or not target.needs_evaluate:
+            return self.ordered(target.steps(self))
+        judge = Judge(self.model, evaluate, lambda plan: apply(self.model, plan, self.statistics))
+        return self.ordered(target.searched(self, judge))
+
+    def ordered(self, steps: Iterable[Step]) -> Plan:
+        """The plan of these steps."""
         order = {name: index for index, name in enumerate(self.graph.layers)}
-        steps = sorted(target.steps(self), key=lambda step: order[step.layers[0]])
-        return Plan(steps, fingerprint=self.fingerprint)
+        return Plan(sorted(steps, key=lambda step: order[step.layers[0]]), fingerprint=self.fingerprint)
 
     @cached_property
     def ladders(self) -> tuple[Ladder, ...]:
@@ -148,12 +165,11 @@ class Options:
 
     def _ladder(self, candidate: Candidate) -> Ladder:
         metrics = metrics_of(candidate.site, self.statistics)
+        curve = kept_curve(candidate.method, candidate.site, metrics)
         if metrics is None:
-            curve = candidate.method.curve(candidate.site)
             norms = [torch.linalg.vector_norm(m.weight.detach(), dtype=torch.float64) for m in candidate.site.modules]
             whole, moves = sum(float(norm) ** 2 for norm in norms), None
         else:
-            curve = curve_in_data(candidate.method, candidate.site, metrics)
             whole = moves = lost_altogether(candidate.site, metrics)
         errors, changes = curve.errors / max(whole, 1e-300), self.change(candidate, curve.ranks)
         return Ladder(candidate, curve.ranks, errors, changes, self.dense_cost(candidate), moves)
@@ -203,9 +219,20 @@ def plan(
     statistics: Statistics | None = None,
     methods: Sequence[Method] | None = None,
     freeze: Iterable[str] = (),
+    evaluate: Evaluate | None = None,
 ) -> Plan:
-    """`options(model, ...).plan(target)`."""
-    return options(model, example=example, statistics=statistics, methods=methods, freeze=freeze).plan(target)
+    """`options(model, ...).plan(target, evaluate=evaluate)`."""
+    check_evaluate(target, evaluate)
+    found = options(model, example=example, statistics=statistics, methods=methods, freeze=freeze)
+    return found.plan(target, evaluate=evaluate)
+
+
+def check_evaluate(target: Target, evaluate: Evaluate | None) -> None:
+    """Refuse a target that cannot be met without evaluation."""
+    if not isinstance(target, Target):
+        raise TenfoldError(f"the target is {target!r}; give one such as Budget(params=0.5).")
+    if target.needs_evaluate and evaluate is None:
+        raise TenfoldError("max_drop needs evaluate: a function of a network that returns a number, higher is better.")
 
 
 def cheaper(changes: NDArray[np.int64], dense: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from tenfold import _tables
 from tenfold._batches import IMAGENET, read_batches
 from tenfold._budget import Budget
 from tenfold._calibrate import calibrate
-from tenfold._candidates import Options, Target, options
+from tenfold._candidates import Options, Target, check_evaluate, options
 from tenfold._compress import carry_out, check_recovery
 from tenfold._data import example_inputs
 from tenfold._demo import run_demo
@@ -28,8 +28,9 @@ from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._progress import listening
 from tenfold._rank_rules import Energy
+from tenfold._resume import forget, resumable
 from tenfold._sources import build_model, named
-from tenfold._store import load, load_plan, new_file, read_weights, refuse_taken
+from tenfold._store import load, load_plan, new_file, read_weights, refuse_taken, save
 from tenfold._verify import verify
 from tenfold._version import __version__
 from tenfold.methods import CP, SVD, SpatialSVD, TensorTrain, Tucker
@@ -67,6 +68,13 @@ Params = Annotated[
 ]
 Macs = Annotated[str | None, typer.Option(help="At most so many multiply-adds, likewise.", metavar="LIMIT")]
 Bytes = Annotated[str | None, typer.Option("--bytes", help="At most so many bytes, likewise.", metavar="LIMIT")]
+MaxDrop = Annotated[
+    float | None, typer.Option(help="As small as --evaluate falls by no more, in its unit.", metavar="DROP")
+]
+Work = Annotated[
+    Path | None,
+    typer.Option(help="Keep finished work here, to go on with; else OUT.work while it runs.", metavar="FOLDER"),
+]
 Kept = Annotated[float | None, typer.Option(help="Keep this share of each weight's energy instead.", metavar="SHARE")]
 Data = Annotated[
     str | None,
@@ -77,7 +85,8 @@ Mean = Annotated[str, typer.Option(help="Mean of each channel, taken off images 
 Std = Annotated[str, typer.Option(help="Standard deviation of each channel.", metavar="NUMBERS")]
 Recover = Annotated[str, typer.Option(help="With data: refit, blocks, auto or none.", metavar="HOW")]
 Evaluate = Annotated[
-    str | None, typer.Option(help="module:fn with fn(model) -> number, higher is better.", metavar="FN")
+    str | None,
+    typer.Option(help="module:fn; fn(model) returns a number, or one an example; higher is better.", metavar="FN"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", metavar="DEVICE")]
 Saved = Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", metavar="FOLDER")]
@@ -158,12 +167,15 @@ def plan(
     macs: Macs = None,
     bytes_: Bytes = None,
     energy: Kept = None,
+    max_drop: MaxDrop = None,
+    evaluate: Evaluate = None,
     methods: Methods = _ALL,
     freeze: Freeze = None,
     data: Data = None,
     calibration: Calibration = 1024,
     mean: Mean = _MEAN,
     std: Std = _STD,
+    work: Work = None,
     file: Annotated[Path | None, typer.Option("--out", help="Write the plan here.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
@@ -173,10 +185,12 @@ def plan(
     tenfold plan nets:make_net --weights w.pt --input 1,3,32,32 \\
         --params 0.5 --out plan.json
     """  # noqa: D301
-    target = _target(params, macs, bytes_, energy)
+    target, score = _target(params, macs, bytes_, energy, max_drop), named(evaluate) if evaluate else None
+    check_evaluate(target, score)
     net, inputs = _model(model, weights), _example(input, example)
-    found = _options(net, inputs, methods, freeze, _batches(data, calibration, inputs, mean, std))
-    chosen = found.plan(target).model_copy(update={"reference": model})
+    with _working(work, file):
+        found = _options(net, inputs, methods, freeze, _batches(data, calibration, inputs, mean, std))
+        chosen = found.plan(target, evaluate=score).model_copy(update={"reference": model})
     if file:
         new_file(file, chosen.dumps())
     if as_json:
@@ -196,6 +210,7 @@ def compress(
     macs: Macs = None,
     bytes_: Bytes = None,
     energy: Kept = None,
+    max_drop: MaxDrop = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Carry out this plan.", metavar="FILE")] = None,
     methods: Methods = _ALL,
     freeze: Freeze = None,
@@ -206,6 +221,7 @@ def compress(
     recover: Recover = "auto",
     evaluate: Evaluate = None,
     device: Device = "cpu",
+    work: Work = None,
     as_json: Json = False,
 ) -> None:
     """Make a network smaller and leave it in a folder.
@@ -215,24 +231,25 @@ def compress(
         --params 0.5 --out small
     """  # noqa: D301
     refuse_taken(folder)
-    target = None if plan_file else _target(params, macs, bytes_, energy)
-    chosen = load_plan(plan_file) if plan_file else None
+    target = load_plan(plan_file) if plan_file else _target(params, macs, bytes_, energy, max_drop)
     score = named(evaluate) if evaluate else None
+    if isinstance(target, Target):
+        check_evaluate(target, score)
     net, inputs = _model(model, weights).to(_device(device)), _example(input, example)
     batches = _batches(data, calibration, inputs, mean, std)
     check_recovery(batches, recover)
-    found = _options(net, inputs, methods, freeze, batches)
-    if chosen is None:
-        assert target is not None
-        chosen = found.plan(target)
-    chosen = chosen.model_copy(update={"reference": model})
-    result = carry_out(net, chosen, found, example=inputs, calibration=batches, evaluate=score, how=recover)
-    result.save(folder)
+    with _working(work, folder):
+        found = _options(net, inputs, methods, freeze, batches)
+        result = carry_out(target, found, example=inputs, calibration=batches, evaluate=score, how=recover)
+        save(folder, result.model, result.plan.model_copy(update={"reference": model}), result.report)
     if as_json:
         _print_json(result.report.dumps())
         return
     _print_plan(found, result.plan)
     out.print()
+    if result.report.trials:
+        out.print(_tables.trials_table(result.report))
+        out.print()
     out.print(_tables.report_table(result.report))
     out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json.", soft_wrap=True)
 
@@ -313,12 +330,39 @@ def amount(text: str) -> float | int:
     return number if "." in text else int(number)
 
 
-def _target(params: str | None, macs: str | None, stored: str | None, energy: float | None) -> Target:
-    limits = {"params": params, "macs": macs, "bytes": stored}
-    given = {name: amount(text) for name, text in limits.items() if text is not None}
-    if bool(given) == (energy is not None):
-        raise TenfoldError("give a target: one or more of --params, --macs and --bytes, or --energy alone.")
-    return Energy(energy) if energy is not None else Budget(**given)
+def _target(
+    params: str | None, macs: str | None, stored: str | None, energy: float | None, max_drop: float | None
+) -> Target:
+    texts = {"params": params, "macs": macs, "bytes": stored}
+    given = {name: amount(text) for name, text in texts.items() if text is not None}
+    limits = given if max_drop is None else {**given, "max_drop": max_drop}
+    if bool(limits) == (energy is not None):
+        raise TenfoldError("give a target: one or more of --params, --macs, --bytes and --max-drop, or --energy alone.")
+    return Energy(energy) if energy is not None else Budget(**limits)
+
+
+@contextmanager
+def _working(work: Path | None, output: Path | None) -> Iterator[None]:
+    """Keep finished work, for the same command to go on with; unless `work` is given, beside the output till done."""
+    place = work or (output.with_name(f"{output.name}.work") if output else None)
+    if place is None:
+        yield
+        return
+    stopped = True
+    try:
+        with resumable(place):
+            yield
+        stopped = False
+    except TenfoldError:
+        stopped = False
+        raise
+    except KeyboardInterrupt:
+        text = f"tenfold: interrupted; finished work is in {place}: the same command goes on from there."
+        err.print(text, soft_wrap=True)
+        sys.exit(130)
+    finally:
+        if work is None and not stopped:
+            forget(place)
 
 
 def _model(reference: str, weights: Path | None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,15 @@ from torch import nn
 
 from tenfold._apply import apply
 from tenfold._calibrate import calibrate
-from tenfold._candidates import Options, Target, options
+from tenfold._candidates import Options, Target, check_evaluate, options
 from tenfold._errors import TenfoldError
+from tenfold._judge import Evaluate, Judge
 from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._recover import HOW, recover
+from tenfold._resume import remembered
 from tenfold._store import save
-from tenfold._verify import Evaluate, Report, verify
+from tenfold._verify import Report, verify
 
 log = logging.getLogger("tenfold")
 
@@ -55,7 +58,8 @@ def compress(
         calibration: batches of training data, labels ignored; a list or a DataLoader. With it, errors are those that
             the data sees, and factors are fitted to it; a few hundred examples do.
         methods: those that compete; by default all.
-        evaluate: `evaluate(model) -> float`, higher is better; for the report.
+        evaluate: `evaluate(model)` returns a number, or a score for each example whose mean counts; higher is better.
+            For the report, and for `Budget(max_drop=...)`, whose networks are judged after recovery.
         recover: how `tenfold.recover` mends the small network with the calibration data: "refit" or "blocks", which
             "auto" takes, or "none".
         freeze: names of layers to leave dense, as shell patterns.
@@ -64,26 +68,15 @@ def compress(
     Raises:
         TenfoldError: for every input that cannot be served, before work starts where that can be known.
     """
-    if not isinstance(target, Target):
-        raise TenfoldError(f"the target is {target!r}; give one such as Budget(params=0.5).")
+    check_evaluate(target, evaluate)
     check_recovery(calibration, recover)
     statistics = None if calibration is None else calibrate(model, calibration, seed=seed)
     found = options(model, example=example, statistics=statistics, methods=methods, freeze=freeze)
-    return carry_out(
-        model,
-        found.plan(target),
-        found,
-        example=example,
-        calibration=calibration,
-        evaluate=evaluate,
-        how=recover,
-        seed=seed,
-    )
+    return carry_out(target, found, example=example, calibration=calibration, evaluate=evaluate, how=recover, seed=seed)
 
 
 def carry_out(
-    model: nn.Module,
-    plan: Plan,
+    target: Target | Plan,
     found: Options,
     *,
     example: Any,
@@ -92,14 +85,29 @@ def carry_out(
     how: str = "auto",
     seed: int = 0,
 ) -> Result:
-    """The pipeline behind the plan: apply, recover, verify."""
-    check_recovery(calibration, how)
-    log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
-    small = apply(model, plan, found.statistics)
-    if calibration is not None and how != "none":
-        small = recover(small, model, calibration, how="blocks" if how == "auto" else how, seed=seed)
-    report = verify(small, model, [example] if calibration is None else calibration, evaluate=evaluate)
-    return Result(small, plan, report.model_copy(update={"left_dense": found.left_dense(plan)}))
+    """The pipeline behind the options: plan, unless a plan is given, apply, recover, verify."""
+
+    def made(plan: Plan) -> nn.Module:
+        small = apply(found.model, plan, found.statistics)
+        if calibration is None or how == "none":
+            return small
+        return recover(small, found.model, calibration, how="blocks" if how == "auto" else how, seed=seed)
+
+    judge = None
+    with ExitStack() as stack:
+        if isinstance(target, Plan):
+            plan = target
+        elif evaluate is not None and target.needs_evaluate:
+            stack.enter_context(remembered())  # the network that is chosen was made for its trial
+            judge = Judge(found.model, evaluate, made)
+            plan = found.ordered(target.searched(found, judge))
+        else:
+            plan = found.plan(target)
+        log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
+        small = made(plan)
+        report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
+    trials = () if judge is None else tuple(judge.trials)
+    return Result(small, plan, report.model_copy(update={"left_dense": found.left_dense(plan), "trials": trials}))
 
 
 def check_recovery(calibration: Iterable[Any] | None, how: str) -> None:

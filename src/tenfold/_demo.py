@@ -74,7 +74,7 @@ def run_demo(folder: Path, out: Console) -> None:
     example, calibration = images[:1], list(DataLoader(train, batch_size=128))
     found = options(model, example=example)
     plan = found.plan(Budget(params=0.1)).model_copy(update={"reference": "tenfold._demo:digits_net"})
-    result = carry_out(model, plan, found, example=example, calibration=calibration, evaluate=accuracy)
+    result = carry_out(plan, found, example=example, calibration=calibration, evaluate=accuracy)
     result.save(folder)
 
     out.print(_tables.plan_table(_tables.planned(found, plan)))

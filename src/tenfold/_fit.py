@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tenfold._calibrate import Statistics
 from tenfold._factored import Factored
@@ -21,6 +21,7 @@ from tenfold._layers import channels, from_stored, groups, has_bias, matrices
 from tenfold._method import Curve, Method, Site
 from tenfold._metric import Metric
 from tenfold._plan import Rank
+from tenfold._resume import kept
 
 _STEPS, _CURVE_STEPS = 300, 20  # of descent: for the weights, and for a rank of the curve
 _WORK = 2e11  # multiply-adds that a descent may take: large layers get fewer steps, and at least five
@@ -31,23 +32,40 @@ def metrics_of(site: Site, statistics: Statistics | None) -> tuple[Metric, ...] 
     """The metric of each layer of a site; None where calibration told nothing about one."""
     told = [statistics.layers.get(name) if statistics else None for name in site.layers]
     pairs = zip(site.modules, told, strict=True)
-    metrics = [Metric.of(s, has_bias=has_bias(dense)) for dense, s in pairs if s is not None]
+    metrics = [Metric.of(s.on(dense.weight.device), has_bias=has_bias(dense)) for dense, s in pairs if s is not None]
     return tuple(metrics) if len(metrics) == len(site.layers) else None
 
 
 def made(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric] | None = None) -> tuple[Factored, ...]:
     """What a method puts in the place of a site's layers, filled from their weights, or fitted in the metrics."""
     new = _empty(method, site, rank)
-    with torch.no_grad():
-        if metrics is None:
-            method.fill(site, rank, new)
-            return new
-        method.fill_in(site, rank, new, metrics)
-    descend(site, new, metrics, _STEPS)
+    whole = nn.ModuleList(new)
+
+    def filled() -> dict[str, Tensor]:
+        with torch.no_grad():
+            if metrics is None:
+                method.fill(site, rank, new)
+                return whole.state_dict()
+            method.fill_in(site, rank, new, metrics)
+        descend(site, new, metrics, _STEPS)
+        return whole.state_dict()
+
+    whole.load_state_dict(kept("factors", lambda: (method, site.modules, rank, metrics), filled))
     return new
 
 
-def curve(method: Method, site: Site, metrics: Sequence[Metric]) -> Curve:
+def kept_curve(method: Method, site: Site, metrics: Sequence[Metric] | None) -> Curve:
+    """Squared errors, summed over the site's layers, at each rank: of the weights, or of fits in the metrics."""
+
+    def found() -> dict[str, Tensor]:
+        made = method.curve(site) if metrics is None else _curve(method, site, metrics)
+        return {name: torch.from_numpy(array.copy()) for name, array in vars(made).items()}
+
+    tensors = kept("curve", lambda: (method, site.modules, metrics), found)
+    return Curve(**{name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def _curve(method: Method, site: Site, metrics: Sequence[Metric]) -> Curve:
     """Squared errors of fits in the metrics, summed over the site's layers, at each rank of the method's own curve.
 
     Exact where the method knows them in closed form. Else a few ranks are tried; between them, the ratio of the error

@@ -118,6 +118,9 @@ class MinMax(Target):
 
     budget: Budget
 
+    def __post_init__(self) -> None:
+        _check_limits_only(self.budget)
+
     def steps(self, options: Options) -> list[Step]:
         pools = pooled(ladder.cheaper() for ladder in options.ladders)
         return _least_threshold(
@@ -137,6 +140,9 @@ class Greedy(Target):
     budget: Budget
     evaluate: Callable[[nn.Module], float]
     levels: int = 10
+
+    def __post_init__(self) -> None:
+        _check_limits_only(self.budget)
 
     def steps(self, options: Options) -> list[Step]:
         with undisturbed(options.model):
@@ -220,6 +226,11 @@ def _price(options: Options, budget: Budget, pool: Pool) -> NDArray[np.float64]:
     """What each option saves, as a sum over the limits of its share in the dense model; negative."""
     shares = [pool.costs[:, LIMITED.index(name)] / getattr(options.dense, name) for name in budget.limits(options)]
     return np.sum(shares, axis=0)
+
+
+def _check_limits_only(budget: Budget) -> None:
+    if budget.max_drop is not None:
+        raise TenfoldError("this rule takes limits, such as Budget(params=0.5), and no max_drop.")
 
 
 def _is_number(value: Any) -> bool:

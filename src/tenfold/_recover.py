@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold._blocks import reconstructed
@@ -14,6 +14,7 @@ from tenfold._factored import Factored
 from tenfold._pair import parted
 from tenfold._progress import track
 from tenfold._refit import refitted
+from tenfold._resume import kept
 from tenfold._run import forward, undisturbed, unwrapped
 
 HOW = ("refit", "blocks")
@@ -51,10 +52,14 @@ def recover(
     inputs = list(batches_of(dense, batches))
     if not any(isinstance(module, Factored) for module in small.modules()):
         return copy.deepcopy(small)
-    used, held_back = parted(inputs)
-    if how == "blocks":
-        return reconstructed(small, dense, used, held_back, seed)
-    return refitted(small, dense, used, held_back, seed)
+    ways = {"blocks": reconstructed, "refit": refitted}
+    new = copy.deepcopy(small)
+
+    def recovered() -> dict[str, Tensor]:
+        return ways[how](small, dense, *parted(inputs), seed).state_dict()
+
+    new.load_state_dict(kept("recovered", lambda: (how, small, dense, inputs, seed), recovered))
+    return new
 
 
 def reestimate_norms(model: nn.Module, batches: Iterable[Any]) -> nn.Module:

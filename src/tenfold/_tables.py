@@ -131,8 +131,28 @@ def report_table(report: Report, metric: str = "metric") -> Table:
     if report.metric:
         change = report.metric.small - report.metric.dense
         table.add_row(metric, f"{report.metric.dense:.4f}", f"{report.metric.small:.4f}", f"{change:+.4f}")
+        if report.metric.interval:
+            table.add_row("95 % interval of its change", "", _interval(report.metric.interval), "")
     table.add_row("relative drift of the outputs", "", f"{report.drift.relative:.4f}", "")
     return table
+
+
+def trials_table(report: Report) -> Table:
+    """The trade-off: every network that was tried, the smallest first."""
+    table = _table("parameters tried", "small / dense", "metric", "change", "95 % interval")
+    for trial in report.trials:
+        table.add_row(
+            f"{trial.params:,}",
+            f"{trial.params / report.dense.params:.3f}",
+            f"{trial.metric:.4f}",
+            f"{trial.change:+.4f}",
+            _interval(trial.interval),
+        )
+    return table
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}"
 
 
 def short(number: int) -> str:

@@ -1,7 +1,7 @@
 """Proof: the small model beside the dense one, on the same inputs."""
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,13 +13,12 @@ from tenfold._cost import Cost, measure
 from tenfold._data import Inputs, batches_of
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
+from tenfold._judge import Evaluate, Trial, interval, scores
 from tenfold._latency import interleaved_ms
 from tenfold._plan import Record
 from tenfold._progress import track
 from tenfold._run import device_of, forward, undisturbed, unwrapped
 from tenfold._version import __version__
-
-Evaluate = Callable[[nn.Module], float]
 
 
 class Drift(Record):
@@ -31,10 +30,11 @@ class Drift(Record):
 
 
 class Metric(Record):
-    """What `evaluate` returned; higher is better."""
+    """What `evaluate` returned, in the mean over examples; higher is better."""
 
     dense: float
     small: float
+    interval: tuple[float, float] | None = None  # 95 %, of small - dense; where there is a score for each example
 
 
 class Replaced(Record):
@@ -54,6 +54,7 @@ class Report(Record):
     small: Cost
     drift: Drift
     metric: Metric | None = None
+    trials: tuple[Trial, ...] = ()  # networks that were tried for `max_drop`, the smallest first
     replaced: tuple[Replaced, ...] = ()
     left_dense: dict[str, str] = Field(default_factory=dict)  # layer: why
     device: str
@@ -90,7 +91,7 @@ def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evalua
         dense=costs[1],
         small=costs[0],
         drift=Drift(relative=(moved / total) ** 0.5 if total else float(moved > 0), worst=worst, batches=count),
-        metric=None if evaluate is None else Metric(dense=_score(evaluate, dense), small=_score(evaluate, small)),
+        metric=None if evaluate is None else _metric(small, dense, evaluate),
         replaced=tuple(_replaced(small)),
         device=_device_name(device_of(small)),
         torch_version=torch.__version__,
@@ -118,13 +119,9 @@ def _costs(small: nn.Module, dense: nn.Module, inputs: Inputs) -> list[Cost]:
     return [measure(model, example).model_copy(update={"milliseconds": ms}) for model, ms in pairs]
 
 
-def _score(evaluate: Evaluate, model: nn.Module) -> float:
-    with undisturbed(model):
-        score = evaluate(model)
-    try:
-        return float(score)
-    except (TypeError, ValueError):
-        raise TenfoldError(f"evaluate returned {score!r}; it must return one number, higher is better.") from None
+def _metric(small: nn.Module, dense: nn.Module, evaluate: Evaluate) -> Metric:
+    before, after = scores(evaluate, dense), scores(evaluate, small)
+    return Metric(dense=float(before.mean()), small=float(after.mean()), interval=interval(after, before))
 
 
 def _replaced(small: nn.Module) -> Iterable[Replaced]:

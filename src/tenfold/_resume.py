@@ -1,0 +1,138 @@
+"""Finished work, kept on disk, so that a job that was stopped goes on from there."""
+
+import hashlib
+import inspect
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FunctionType
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tenfold._errors import TenfoldError
+from tenfold._version import __version__
+
+_folder: ContextVar[Path | None] = ContextVar("tenfold_resumable", default=None)
+
+
+@contextmanager
+def resumable(folder: str | Path) -> Iterator[None]:
+    """Inside, every finished piece of long work is kept in `folder`, and taken from there if it is found.
+
+    Statistics, curves, fitted factors, recovered networks and what `evaluate` returned are kept, each under a digest
+    of all that it was made from: other weights, data, settings, code of `evaluate` or versions make it anew. What
+    `evaluate` reads from elsewhere cannot be seen: name another folder where that has changed. Files are safetensors,
+    written in one step; the folder may be deleted at any time.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise TenfoldError(f"{path} is a file; name a folder in which finished work can be kept.")
+    token = _folder.set(path)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Inside, finished work is kept, also where nobody said `resumable`: then in a folder that is deleted after."""
+    if _folder.get() is not None:
+        yield
+        return
+    with TemporaryDirectory(prefix="tenfold-") as folder, resumable(folder):
+        yield
+
+
+def forget(folder: Path) -> None:
+    """Delete what `resumable` kept in a folder, and the folder if nothing else is in it."""
+    for file in folder.glob("*-" + 32 * "[0-9a-f]" + ".safetensors"):
+        file.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def kept(what: str, made_from: Callable[[], Any], make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """What `make` returns, from disk where it was made before from equal things. `what` names the kind of work."""
+    folder = _folder.get()
+    if folder is None:
+        return make()
+    with torch.random.fork_rng(devices=[]):  # data loaders draw a seed when they are read
+        path = folder / f"{what}-{digest(made_from())}.safetensors"
+    try:
+        # Cloned: the file's own memory is not aligned as torch's is, and kernels chosen by alignment round differently.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+    except (FileNotFoundError, SafetensorError):
+        made = make()
+        # Cloned: a file takes no tensors that share memory.
+        stored = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file(stored, beside)
+        beside.replace(path)
+        return made
+
+
+@dataclass(frozen=True)
+class Each:
+    """Data to be told apart by its items, which are read one by one."""
+
+    items: Iterable[Any]
+
+
+def digest(*values: Any) -> str:
+    """Tells values from each other: tensors and modules by what they hold, functions by source and what they capture.
+
+    Other objects are told apart as pickle would write them; what it cannot write equals nothing else.
+    """
+    found = hashlib.sha256()
+    for value in (__version__, torch.__version__, *values):
+        _feed(found, value)
+    return found.hexdigest()[:32]
+
+
+def _feed(found: Any, value: Any) -> None:
+    found.update(f"{type(value).__module__}.{type(value).__qualname__}(".encode())
+    if isinstance(value, Tensor):
+        found.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, nn.Module):
+        _feed(found, (repr(value), value.state_dict()))
+    elif isinstance(value, FunctionType):
+        _feed(found, (value.__module__, value.__qualname__, _source(value), value.__defaults__, value.__kwdefaults__))
+        _feed(found, [cell.cell_contents for cell in value.__closure__ or ()])
+    elif isinstance(value, (Each, Mapping, list, tuple)):
+        items = value.items if isinstance(value, Each) else value.items() if isinstance(value, Mapping) else value
+        for item in items:
+            _feed(found, item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        _feed(found, {field.name: getattr(value, field.name) for field in fields(value)})
+    elif isinstance(value, (str, int, float)):
+        found.update(repr(value).encode())
+    else:
+        found.update(_written(value))
+    found.update(b")")
+
+
+def _written(value: Any) -> bytes:
+    try:
+        return pickle.dumps(value)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return uuid4().bytes
+
+
+def _source(function: FunctionType) -> str:
+    try:
+        return inspect.getsource(function)
+    except OSError:
+        return function.__code__.co_code.hex() + repr(function.__code__.co_consts)
