@@ -299,8 +299,10 @@ def test_recovery_never_makes_what_is_held_back_worse(how, monkeypatch):
     batches = [seen[k : k + 8] for k in range(0, 64, 8)]
     small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.6), example=seen[:1]))
     _, held_back = parted([tenfold._data.Inputs((batch,), {}) for batch in batches])
-    before = Pair(small, model).loss_on(held_back)
-    assert Pair(tenfold.recover(small, model, batches, how=how), model).loss_on(held_back) <= before
+    before = Pair(small, model).errors_on(held_back)
+    after = Pair(tenfold.recover(small, model, batches, how=how), model).errors_on(held_back)
+    assert after[0] <= before[0]
+    assert sum(after) <= sum(before)
 
 
 def test_the_pipeline_with_tokens_and_dicts(monkeypatch):

@@ -21,15 +21,17 @@ _LOOK = 30  # steps between looks at the held-back examples
 def reconstructed(
     small: nn.Module, dense: nn.Module, used: Sequence[Inputs], held_back: Sequence[Inputs], seed: int
 ) -> nn.Module:
-    """A copy of `small`, its factors trained for the loss of `Pair`.
+    """A copy of `small`, its factors trained for the sum of both errors of `Pair`.
 
-    Of the states at every look, the first among them, the one with the least loss on what is held back is kept.
+    Of the states at every look, the first among them, the one with the least sum on what is held back is kept, if the
+    outputs are no further off than at the first.
     """
     new = copy.deepcopy(small)
     pair = Pair(new, dense)
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(new), undisturbed(dense), _trainable(new) as parameters, torch.enable_grad():
-        best = pair.loss_on(held_back), [p.detach().clone() for p in parameters]
+        start = pair.errors_on(held_back)
+        best = sum(start), [p.detach().clone() for p in parameters]
         rate = _RATE * best[0] ** 0.5  # smaller steps, where there is less to gain than to lose
         rates = [rate * max(float(p.detach().square().mean().sqrt()), 1e-3) for p in parameters]
         search = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)])
@@ -37,11 +39,13 @@ def reconstructed(
         drawn = _drawn(used, generator)
         for step in track(range(1, _STEPS + 1), "reconstruction"):
             search.zero_grad()
-            pair.loss(next(drawn)).backward()
+            torch.stack(pair.errors(next(drawn))).sum().backward()
             search.step()
             schedule.step()
-            if step % _LOOK == 0 and (loss := pair.loss_on(held_back)) < best[0]:
-                best = loss, [p.detach().clone() for p in parameters]
+            if step % _LOOK == 0:
+                errors = pair.errors_on(held_back)
+                if sum(errors) < best[0] and errors[0] <= start[0]:
+                    best = sum(errors), [p.detach().clone() for p in parameters]
         with torch.no_grad():
             for parameter, value in zip(parameters, best[1], strict=True):
                 parameter.copy_(value)

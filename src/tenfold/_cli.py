@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from tenfold._candidates import Options, Target, check_evaluate, options
 from tenfold._compress import carry_out, check_recovery
 from tenfold._data import example_inputs
 from tenfold._demo import run_demo
-from tenfold._errors import TenfoldError
+from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._export import export
 from tenfold._method import Method
 from tenfold._plan import Plan
@@ -69,7 +70,7 @@ Params = Annotated[
 Macs = Annotated[str | None, typer.Option(help="At most so many multiply-adds, likewise.", metavar="LIMIT")]
 Bytes = Annotated[str | None, typer.Option("--bytes", help="At most so many bytes, likewise.", metavar="LIMIT")]
 MaxDrop = Annotated[
-    float | None, typer.Option(help="As small as --evaluate falls by no more, in its unit.", metavar="DROP")
+    float | None, typer.Option(help="The smallest network whose --evaluate falls by no more.", metavar="DROP")
 ]
 Work = Annotated[
     Path | None,
@@ -101,7 +102,8 @@ def main() -> None:
     """Run the command line; a refusal is one line on standard error and exit status 1."""
     sys.path.insert(0, str(Path.cwd()))
     try:
-        with _progress_bars():
+        with _progress_bars(), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             app(prog_name="tenfold")
     except TenfoldError as error:
         err.print(f"tenfold: {error}", soft_wrap=True, markup=False)
@@ -109,6 +111,19 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("tenfold: interrupted; nothing was written.")
         sys.exit(130)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,  # noqa: ARG001
+    line: str | None = None,
+) -> None:
+    ours = issubclass(category, TenfoldWarning)
+    text = f"tenfold: {message}" if ours else warnings.formatwarning(message, category, filename, lineno, line).rstrip()
+    err.print(text, soft_wrap=True, markup=False)
 
 
 @app.callback(invoke_without_command=True)

@@ -27,26 +27,27 @@ class Pair:
     small: nn.Module
     dense: nn.Module
     blocks: list[str] = field(init=False)
-    replaced: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.replaced = [name for name, module in self.small.named_modules() if isinstance(module, Factored)]
-        parents = dict.fromkeys(name.rpartition(".")[0] for name in self.replaced)
+        parents = dict.fromkeys(name.rpartition(".")[0] for name in replaced(self.small))
         self.blocks = [name for name in parents if name]
 
-    def loss_on(self, pieces: Sequence[Inputs]) -> float:
-        """The mean loss."""
+    def errors_on(self, pieces: Sequence[Inputs]) -> tuple[float, float]:
+        """The mean of both errors."""
         with torch.no_grad():
-            return sum(float(self.loss(piece)) for piece in pieces) / len(pieces)
+            each = [[float(error) for error in self.errors(piece)] for piece in pieces]
+        outputs, blocks = (sum(column) / len(pieces) for column in zip(*each, strict=True))
+        return outputs, blocks
 
-    def loss(self, inputs: Inputs) -> Tensor:
-        """Squared error over variance: of the networks' outputs, plus that of the blocks' outputs in the mean."""
+    def errors(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Squared errors over variance: of the networks' outputs, and of the blocks' outputs in the mean."""
         with torch.no_grad():
             outputs, blocks = self._run(self.dense, inputs)
-        with self._rebuilding():
+        with rebuilding(self.small, self.dense):
             found, found_blocks = self._run(self.small, inputs)
         each = [_moved(found_blocks[name], blocks[name]) for name in blocks]
-        return _moved(found, outputs) + (torch.stack(each).mean() if each else 0)
+        moved = _moved(found, outputs)
+        return moved, torch.stack(each).mean() if each else torch.zeros_like(moved)
 
     def _run(self, model: nn.Module, inputs: Inputs) -> tuple[Any, dict[str, Any]]:
         names = {model.get_submodule(name): name for name in self.blocks}
@@ -63,22 +64,28 @@ class Pair:
         with watched(names, around):
             return forward(model, inputs), seen
 
-    @contextmanager
-    def _rebuilding(self) -> Iterator[None]:
-        """Run every replaced layer as the dense one with the rebuilt weight: in training, many times faster."""
-        layers = {self.small.get_submodule(name): self.dense.get_submodule(name) for name in self.replaced}
 
-        def around(factored: Any, _: Callable[..., Any]) -> Callable[..., Any]:
-            def called(*args: Any, **kwargs: Any) -> Any:
-                weights = {"weight": factored.weight}
-                if factored.bias is not None:
-                    weights["bias"] = factored.bias
-                return functional_call(layers[factored], weights, args, kwargs)
+def replaced(small: nn.Module) -> list[str]:
+    """The names of the layers that were replaced."""
+    return [name for name, module in small.named_modules() if isinstance(module, Factored)]
 
-            return called
 
-        with watched(layers, around):
-            yield
+@contextmanager
+def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
+    """Inside, every replaced layer runs as the dense one with the rebuilt weight: on batches, many times faster."""
+    layers = {small.get_submodule(name): dense.get_submodule(name) for name in replaced(small)}
+
+    def around(factored: Any, _: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            weights = {"weight": factored.weight}
+            if factored.bias is not None:
+                weights["bias"] = factored.bias
+            return functional_call(layers[factored], weights, args, kwargs)
+
+        return called
+
+    with watched(layers, around):
+        yield
 
 
 def _kept(leaf: Any) -> Any:

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from tenfold._calibrate import POSITIONS, LayerStatistics, moments
 from tenfold._data import Inputs
-from tenfold._factored import Factored
 from tenfold._fit import descend, stood_for
 from tenfold._layers import has_bias, matrices, write
 from tenfold._method import Site
 from tenfold._metric import Metric
-from tenfold._pair import Pair
+from tenfold._pair import Pair, rebuilding, replaced
 from tenfold._patches import patches, responses
 from tenfold._progress import track
 from tenfold._run import device_of, forward, undisturbed, watched
@@ -40,20 +39,22 @@ def refitted(
 
     With x what the layer is given in the small network and y what it gave in the dense one, the factors are fitted
     in the metric of x to `M = C_yx C_xx^-1` (means removed), and the bias, or the mean that the norm behind expects,
-    takes up `E y - W E x`. If all that raises the loss of `Pair` on what is held back, the copy is as `small` was.
+    takes up `E y - W E x`. Unless that lowers both errors of `Pair` on what is held back, the copy is as `small` was.
     """
     new = copy.deepcopy(small)
     graph = trace(dense, used[0])
     with undisturbed(new), undisturbed(dense):
-        before = Pair(small, dense).loss_on(held_back)
-        for name in track(_in_order(new, used[0]), "refit"):
-            layer: Any = dense.get_submodule(name)
-            norm = graph.layers[name].norm
-            if not isinstance(layer, nn.Embedding):  # given the same in both
-                norms = None if norm is None else (new.get_submodule(norm), dense.get_submodule(norm))
-                _refit(new.get_submodule(name), layer, norms, _moments(new, dense, name, used, seed))
-        after = Pair(new, dense).loss_on(held_back)
-    return new if after < before else copy.deepcopy(small)
+        before = Pair(small, dense).errors_on(held_back)
+        with rebuilding(new, dense):
+            for name in track(_in_order(new, used[0]), "refit"):
+                layer: Any = dense.get_submodule(name)
+                norm = graph.layers[name].norm
+                if not isinstance(layer, nn.Embedding):  # given the same in both
+                    norms = None if norm is None else (new.get_submodule(norm), dense.get_submodule(norm))
+                    _refit(new.get_submodule(name), layer, norms, _moments(new, dense, name, used, seed))
+        after = Pair(new, dense).errors_on(held_back)
+    better = after[0] <= before[0] and after[1] <= before[1]
+    return new if better else copy.deepcopy(small)
 
 
 def _refit(factored: Any, layer: Any, norms: Any, moments: tuple[LayerStatistics, Tensor, Tensor]) -> None:
@@ -121,7 +122,7 @@ def _seen(model: nn.Module, name: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 def _in_order(model: nn.Module, inputs: Inputs) -> list[str]:
     """The replaced layers in the order of their first calls."""
-    names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, Factored)}
+    names = {model.get_submodule(name): name for name in replaced(model)}
     order: dict[str, None] = {}
 
     def around(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
