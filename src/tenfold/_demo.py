@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold import _tables
 from tenfold._budget import Budget
+from tenfold._calibrate import calibrate
 from tenfold._candidates import options
 from tenfold._compress import carry_out
 from tenfold._progress import track
@@ -67,12 +68,12 @@ def run_demo(folder: Path, out: Console) -> None:
 
     images, labels = held_out.tensors
 
-    def accuracy(net: nn.Module) -> float:
-        return float((net(images).argmax(1) == labels).float().mean())
+    def accuracy(net: nn.Module) -> Tensor:
+        return net(images).argmax(1) == labels
 
     start = time.perf_counter()
     example, calibration = images[:1], list(DataLoader(train, batch_size=128))
-    found = options(model, example=example)
+    found = options(model, example=example, statistics=calibrate(model, calibration))
     plan = found.plan(Budget(params=0.1)).model_copy(update={"reference": "tenfold._demo:digits_net"})
     result = carry_out(plan, found, example=example, calibration=calibration, evaluate=accuracy)
     result.save(folder)
