@@ -187,7 +187,7 @@ def test_every_method_fits_the_data_better_than_the_weights_do(method):
         curve = _fit.kept_curve(method, site, metrics)
 
         def error(new, site=site, metrics=metrics, whole=whole):
-            left = _fit.stood_for(site.modules[0], new[0]) - matrices(site.modules[0]).flatten(2)
+            left = _fit.stood_for(new[0]).double() - matrices(site.modules[0]).flatten(2)
             return float(metrics[0].square(left).detach()) / whole
 
         for rank in case.ranks()[:-1:2]:
@@ -351,7 +351,7 @@ def test_curves_are_near_what_fits_reach(shared_data):
         between = np.flatnonzero((ladder.errors > 0.005) & (ladder.errors < 0.9))[::5]
         for rank, predicted in zip(ladder.ranks[between], ladder.errors[between], strict=True):
             new = _fit.made(ladder.candidate.method, site, tuple(rank.tolist()), metrics)
-            left = _fit.stood_for(site.modules[0], new[0]) - matrices(site.modules[0]).flatten(2)
+            left = _fit.stood_for(new[0]).double() - matrices(site.modules[0]).flatten(2)
             reached = float(metrics[0].square(left).detach()) / _fit.lost_altogether(site, metrics)
             ratios.append(predicted / reached)
     assert len(ratios) > 10

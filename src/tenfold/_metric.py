@@ -51,16 +51,25 @@ class Metric:
         shrunk = moment + share[:, None, None, None] * (even - moment) + _FLOOR * even
         return cls(shrunk, _response(told), mean)
 
+    def to(self, dtype: torch.dtype) -> "Metric":
+        """The same metric in numbers of another precision."""
+        outputs, mean = (None if part is None else part.to(dtype) for part in (self.outputs, self.mean))
+        return Metric(self.inputs.to(dtype), outputs, mean)
+
     def times_inputs(self, matrix_gok: Tensor) -> Tensor:
         """M S."""
         inputs, (blocks, size) = matrix_gok.shape[2], self.inputs.shape[1:3]
         parts = F.pad(matrix_gok, (0, blocks * size - inputs)).unflatten(2, (blocks, size)).transpose(1, 2)
         return (parts @ self.inputs).transpose(1, 2).flatten(2)[..., :inputs]
 
+    def times(self, error_gok: Tensor) -> Tensor:
+        """C D S: half of the gradient of |D|^2."""
+        moved = self.times_inputs(error_gok)
+        return moved if self.outputs is None else self.outputs @ moved
+
     def square(self, error_gok: Tensor) -> Tensor:
         """|D|^2, summed over groups."""
-        moved = self.times_inputs(error_gok)
-        return ((moved if self.outputs is None else self.outputs @ moved) * error_gok).sum()
+        return (self.times(error_gok) * error_gok).sum()
 
 
 def _response(told: LayerStatistics) -> Tensor | None:

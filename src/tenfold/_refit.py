@@ -76,7 +76,7 @@ def _refit(factored: Any, layer: Any, norms: Any, moments: tuple[LayerStatistics
     descend(Site(("",), (target,)), (factored,), (metric,), _STEPS)
     if metric.mean is None:
         return
-    found = stood_for(layer, factored).detach()
+    found = stood_for(factored).detach().double()
     lacking = (mean_go - torch.einsum("gok,gk->go", found, mean_gk)).flatten()
     with torch.no_grad():
         if factored.bias is not None:
