@@ -39,7 +39,8 @@ def reconstructed(
         drawn = _drawn(used, generator)
         for step in track(range(1, _STEPS + 1), "reconstruction"):
             search.zero_grad()
-            torch.stack(pair.errors(next(drawn))).sum().backward()
+            outputs, blocks = pair.errors(next(drawn))
+            (outputs + blocks).backward()
             search.step()
             schedule.step()
             if step % _LOOK == 0:

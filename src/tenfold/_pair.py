@@ -1,6 +1,6 @@
 """How far a compressed network is from the dense one, block for block."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs
 from tenfold._factored import Factored
-from tenfold._run import forward, watched
+from tenfold._run import device_of, forward, watched
 
 _EXAMPLES = 64  # of a part of a batch
 
@@ -41,15 +41,15 @@ class Pair:
 
     def errors(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Squared errors over variance: of the networks' outputs, and of the blocks' outputs in the mean."""
-        with torch.no_grad():
-            outputs, blocks = self._run(self.dense, inputs)
-        with rebuilding(self.small, self.dense):
-            found, found_blocks = self._run(self.small, inputs)
-        each = [_moved(found_blocks[name], blocks[name]) for name in blocks]
-        moved = _moved(found, outputs)
-        return moved, torch.stack(each).mean() if each else torch.zeros_like(moved)
+        with torch.no_grad(), self.seen(self.dense) as wanted_blocks:
+            wanted = forward(self.dense, inputs)
+        with rebuilding(self.small, self.dense), self.seen(self.small) as found_blocks:
+            found = forward(self.small, inputs)
+        return _moved(found, wanted), mean_error(found_blocks, wanted_blocks)
 
-    def _run(self, model: nn.Module, inputs: Inputs) -> tuple[Any, dict[str, Any]]:
+    @contextmanager
+    def seen(self, model: nn.Module) -> Iterator[dict[str, Any]]:
+        """What the blocks of either network give when it runs inside."""
         names = {model.get_submodule(name): name for name in self.blocks}
         seen: dict[str, Any] = {}
 
@@ -62,7 +62,7 @@ class Pair:
             return called
 
         with watched(names, around):
-            return forward(model, inputs), seen
+            yield seen
 
 
 def replaced(small: nn.Module) -> list[str]:
@@ -74,10 +74,12 @@ def replaced(small: nn.Module) -> list[str]:
 def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
     """Inside, every replaced layer runs as the dense one with the rebuilt weight: on batches, many times faster."""
     layers = {small.get_submodule(name): dense.get_submodule(name) for name in replaced(small)}
+    device = device_of(small)
 
     def around(factored: Any, _: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
-            weights = {"weight": factored.weight}
+            with torch.autocast(device.type, enabled=False):  # products of factors in full precision
+                weights = {"weight": factored.weight}
             if factored.bias is not None:
                 weights["bias"] = factored.bias
             return functional_call(layers[factored], weights, args, kwargs)
@@ -86,6 +88,12 @@ def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
 
     with watched(layers, around):
         yield
+
+
+def mean_error(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Tensor:
+    """Squared error over variance, in the mean over blocks; 0 where there are none."""
+    each = [_moved(found[name], wanted[name]) for name in wanted]
+    return torch.stack(each).mean() if each else torch.zeros(())
 
 
 def _kept(leaf: Any) -> Any:

@@ -1,0 +1,274 @@
+"""Fine-tuning: nearer to the dense network, the same after a kill, the same on several processes."""
+
+import copy
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from nets import images, randomised, small_cnn
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import IterableDataset, TensorDataset
+
+import tenfold
+from tenfold import Budget, TenfoldError
+from tenfold.methods import CP, SVD
+from tenfold.train import Augment, Recipe, _finetune, finetune
+from tenfold.train._balance import balance
+from tenfold.train._losses import decayed, distillation
+
+DENSE = randomised(small_cnn())
+PLAN = tenfold.plan(DENSE, Budget(params=0.4), example=images(1, 3, 8, 8), methods=[SVD(), CP(3)])
+SMALL = tenfold.apply(DENSE, PLAN)
+INPUTS = images(200, 3, 8, 8, seed=1)
+with torch.no_grad():
+    LOGITS = DENSE(INPUTS)
+EXAMPLES = TensorDataset(INPUTS, LOGITS.argmax(1))
+RECIPE = Recipe(epochs=2, batch=32, lr=0.003, held_back=0.2, ema=0.5)
+
+
+def drift(model):
+    with torch.no_grad():
+        return float((model(INPUTS) - LOGITS).square().sum() / LOGITS.square().sum())
+
+
+def same(left, right):
+    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_outputs_come_nearer_and_nothing_else_changes(monkeypatch):
+    before = [copy.deepcopy(model.state_dict()) for model in (SMALL, DENSE)]
+    state = torch.get_rng_state()
+    small = copy.deepcopy(SMALL).requires_grad_(False)
+    done = finetune(small, DENSE, EXAMPLES, RECIPE)
+    assert drift(done.model) < 0.7 * drift(SMALL)
+    assert [epoch.epoch for epoch in done.history] == [1, 2]
+    assert done.history[1].loss < done.history[0].loss
+    assert 0 < done.history[1].metric <= 1
+    for model, was in zip((SMALL, DENSE), before, strict=True):
+        assert all(torch.equal(value, was[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not done.model.training
+    assert not any(p.requires_grad for p in done.model.parameters())
+    assert done.model.state_dict().keys() == SMALL.state_dict().keys()
+    again = finetune(small, DENSE, EXAMPLES, RECIPE)
+    assert same(again.model, done.model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": 1.0},
+        {"optimizer": "adamw", "lr": 0.001},
+        {"precision": "bfloat16"},
+        {"balance": False},
+        {"distil": 0.0},
+    ],
+)
+def test_every_recipe_trains(change):
+    recipe = RECIPE.model_copy(update={"epochs": 1, **change})
+    done = finetune(SMALL, DENSE, EXAMPLES, recipe, augment=Augment(shift=1))
+    assert all(bool(p.isfinite().all()) for p in done.model.parameters())
+    assert {p.dtype for p in done.model.parameters()} == {torch.float32}
+
+
+def test_other_losses_and_metrics_and_what_is_not_logits():
+    class Regression(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return {"y": self.net(x)}
+
+    dense, small = Regression(DENSE), Regression(SMALL)
+    with pytest.raises(TenfoldError, match=r"gives dict, no logits.*give finetune a loss"):
+        finetune(small, dense, EXAMPLES, RECIPE)
+    seen = []
+    done = finetune(
+        small,
+        dense,
+        EXAMPLES,
+        RECIPE,
+        loss=lambda found, wanted, _: (found["y"] - wanted["y"]).square().mean(),
+        evaluate=lambda model: seen.append(1) or -drift(model.net),
+    )
+    assert done.history[-1].metric == pytest.approx(-drift(done.model.net), rel=1e-4)
+    assert len(seen) == 2
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 7, 10])
+def test_a_run_that_was_stopped_ends_the_same(at, tmp_path, monkeypatch):
+    monkeypatch.setattr(_finetune, "_KEEP_S", 0.0)
+    whole = finetune(SMALL, DENSE, EXAMPLES, RECIPE, augment=Augment(shift=1))
+    calls = 0
+
+    def augment(x, noise):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise Stopped
+        return Augment(shift=1)(x, noise)
+
+    with pytest.raises(Stopped):
+        finetune(SMALL, DENSE, EXAMPLES, RECIPE, augment=augment, folder=tmp_path)
+    resumed = finetune(SMALL, DENSE, EXAMPLES, RECIPE, augment=augment, folder=tmp_path)
+    assert same(resumed.model, whole.model)
+    assert resumed.history == whole.history
+    assert calls == 2 * 5 + 1
+    assert same(finetune(SMALL, DENSE, EXAMPLES, RECIPE, folder=tmp_path).model, whole.model)
+    assert calls == 2 * 5 + 1
+    with pytest.raises(TenfoldError, match="is of another run"):
+        finetune(SMALL, DENSE, EXAMPLES, RECIPE.model_copy(update={"lr": 0.1}), folder=tmp_path)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"torn")
+    with pytest.raises(TenfoldError, match="is no checkpoint"):
+        finetune(SMALL, DENSE, EXAMPLES, RECIPE, folder=tmp_path)
+
+
+SCRIPT = """
+import sys
+import torch
+from safetensors.torch import save_file
+sys.path.insert(0, {tests!r})
+from test_train import DENSE, EXAMPLES, RECIPE, SMALL
+from tenfold.train import Augment, _finetune, finetune
+torch.set_num_threads(1)
+_finetune._KEEP_S = 0.0
+recipe = RECIPE.model_copy(update={{"epochs": {epochs}}})
+done = finetune(SMALL, DENSE, EXAMPLES, recipe, augment=Augment(shift=1), folder={folder!r})
+if int(__import__("os").environ.get("RANK", 0)) == 0:
+    save_file({{name: t.clone() for name, t in done.model.state_dict().items()}}, {out!r})
+"""
+
+
+def script(place: Path, epochs: int) -> tuple[Path, Path]:
+    out = place / "done.safetensors"
+    file = place / "train.py"
+    file.write_text(SCRIPT.format(tests=str(Path(__file__).parent), epochs=epochs, folder=str(place), out=str(out)))
+    return file, out
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    results = []
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    for name, launch in (("one", []), ("two", torchrun)):
+        (tmp_path / name).mkdir()
+        file, out = script(tmp_path / name, 2)
+        done = subprocess.run([sys.executable, *launch, str(file)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        results.append(load_file(out))
+    one, two = results
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.heavy
+def test_killed_at_ten_points_it_ends_the_same(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    file, whole = script(tmp_path / "whole", 40)
+    start = time.monotonic()
+    subprocess.run([sys.executable, str(file)], check=True, capture_output=True)
+    seconds = time.monotonic() - start
+    file, out = script(tmp_path / "killed", 40)
+    drawn, kills = random.Random(0), 0
+    while not out.exists():
+        process = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if kills < 10:
+            time.sleep(seconds * drawn.uniform(0.3, 0.6))
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 10
+    left, right = load_file(whole), load_file(out)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_balanced_factors_make_the_same_product():
+    small = copy.deepcopy(SMALL).double()
+    factored = [module for module in small.modules() if isinstance(module, tenfold.Factored)]
+    weights = [module.weight.clone() for module in factored]
+    with torch.no_grad():
+        factored[0][0].weight *= 100
+        factored[0][-1].weight /= 100
+    balance(small)
+    for module, weight in zip(factored, weights, strict=True):
+        assert torch.allclose(module.weight, weight, rtol=1e-9, atol=1e-12)
+        norms = torch.stack([factor.weight.norm() for factor in module])
+        assert float(norms.max() / norms.min()) < 1.01
+    single = tenfold.apply(DENSE, tenfold.plan(DENSE, tenfold.Ranks(rank=3), example=INPUTS[:1], methods=[SVD()]))
+    balance(single)
+    first, then = (factor.weight.flatten(2) for factor in single[5])
+    assert torch.allclose(first.flatten(1).norm(dim=1), then.norm(dim=(0, 2)))
+
+
+def test_decay_is_that_of_the_product():
+    plan = tenfold.plan(DENSE, tenfold.Ranks(share=1.0), example=images(1, 3, 8, 8), methods=[SVD()])
+    full = tenfold.apply(DENSE, plan)
+    assert float(decayed(full)) == pytest.approx(float(decayed(DENSE)), rel=1e-5)
+    wanted = sum(float(p.detach().square().sum()) for p in DENSE.parameters() if p.dim() > 1) / 2
+    assert float(decayed(DENSE)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_distance_is_a_divergence_at_a_temperature():
+    outputs, wanted, labels = images(6, 5), images(6, 5, seed=1), torch.tensor([0, 1, 2, 3, 4, 0])
+    recipe = Recipe(distil=0.7, temperature=3.0)
+    p, q = F.softmax(wanted / 3, 1), F.softmax(outputs / 3, 1)
+    apart = 9 * (p * (p.log() - q.log())).sum(1).mean()
+    expected = 0.7 * apart + 0.3 * F.cross_entropy(outputs, labels)
+    assert torch.allclose(distillation(outputs, wanted, labels, recipe), expected)
+    maps = images(2, 5, 3, 3)
+    same_maps = distillation(maps, maps, torch.zeros(2, 3, 3, dtype=torch.long), Recipe(distil=1.0))
+    assert float(same_maps) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_augmentation_follows_from_the_numbers():
+    x = images(5, 3, 6, 7)
+    still = torch.tensor([[2 / 5 + 0.01, 2 / 5 + 0.01, 0.9, 0.0, 0.0]]).expand(5, 5)
+    assert torch.equal(Augment(shift=2)(x, still), x)
+    flipped = still.clone()
+    flipped[:, 2] = 0.1
+    assert torch.equal(Augment(shift=2)(x, flipped), x.flip(3))
+    moved = still.clone()
+    moved[:, 0] = 0.0  # the crop starts two rows above
+    assert torch.equal(Augment(shift=2)(x, moved)[:, :, 2:], x[:, :, :-2])
+    assert not Augment(shift=2)(x, moved)[:, :, :2].any()
+    cut = still.clone()
+    cut[:, 3], cut[:, 4] = 0.5, 0.5
+    assert int((Augment(shift=2, cutout=2)(x, cut) == 0).sum()) == 5 * 3 * 1
+    noise = torch.rand(5, 8)
+    assert torch.equal(Augment()(x, noise)[2:3], Augment()(x[2:3], noise[2:3]))
+
+
+def test_the_rate_rises_and_falls():
+    rates = [Recipe(lr=1.0, warm_up=0.1).lr_at(step, 100) for step in range(100)]
+    assert rates.index(max(rates)) == 10
+    assert max(rates) == 1
+    assert rates[0] == pytest.approx(1 / 11)
+    assert 0 < rates[-1] < 0.01
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+def test_data_and_recipes_that_do_not_fit_are_refused():
+    with pytest.raises(TenfoldError, match="give a data set with a length"):
+        finetune(SMALL, DENSE, Stream(), RECIPE)
+    with pytest.raises(TenfoldError, match="batch of 500 is more than the 160 examples"):
+        finetune(SMALL, DENSE, EXAMPLES, RECIPE.model_copy(update={"batch": 500}))
+    with pytest.raises(TenfoldError, match="lr"):
+        Recipe(lr=-1)
