@@ -252,19 +252,22 @@ images at {GREEDY_LEVELS} sizes of each layer.
 
 
 def _verdict(rows: Sequence[_rows.Row]) -> str:
-    """How the mix compares with the best single method at every size, image by image."""
-    plain = [row for row in rows if row.rule is None and row.right and row.seed == SEED]
+    """How the mix compares with the best single method at every size, image by image, in the mean over seeds."""
+    right: dict[tuple[str, float | None, str], list[Tensor]] = {}
+    for row in rows:
+        if row.rule is None and row.right and "threads 1" in row.command:
+            right.setdefault((row.net, row.asked, row.method), []).append(unpacked(row.right, HELD_OUT).double())
+    means = {key: torch.stack(found).mean(0) for key, found in right.items()}
     lines = []
-    for mix in [row for row in plain if row.method in ("mix", "mix" + DATA_FITTED)]:
-        way = mix.method.removeprefix("mix")
-        same = [row for row in plain if (row.net, row.asked) == (mix.net, mix.asked)]
-        alone = [row for row in same if row.method.removesuffix(way) in ALONE and row.method.endswith(way)]
-        if len(alone) == len(ALONE):
-            best = max(alone, key=lambda row: row.accuracy)
-            low, high = paired_interval(*(unpacked(str(row.right), HELD_OUT) for row in (mix, best)))
+    for (net, asked, method), mix in means.items():
+        way = method.removeprefix("mix")
+        alone = {name + way: means[net, asked, name + way] for name in ALONE if (net, asked, name + way) in means}
+        if method in ("mix", "mix" + DATA_FITTED) and len(alone) == len(ALONE):
+            best = max(alone, key=lambda name: float(alone[name].mean()))
+            low, high = paired_interval(mix, alone[best])
             lines.append(
-                f"| {mix.net} | {100 * float(mix.asked or 0):g} % | {best.method} | {best.accuracy:.2f} "
-                f"| {mix.accuracy:.2f} | {mix.accuracy - best.accuracy:+.2f} ({low:+.2f} to {high:+.2f}) |"
+                f"| {net} | {100 * float(asked or 0):g} % | {best} | {percent(alone[best]):.2f} "
+                f"| {percent(mix):.2f} | {percent(mix) - percent(alone[best]):+.2f} ({low:+.2f} to {high:+.2f}) |"
             )
     head = [
         "| network | asked | best single method | its accuracy, % | mix, % | mix less best (95 % interval) |",
