@@ -30,9 +30,9 @@ def resumable(folder: str | Path) -> Iterator[None]:
     """Inside, every finished piece of long work is kept in `folder`, and taken from there if it is found.
 
     Statistics, curves, fitted factors, recovered networks and what `evaluate` returned are kept, each under a digest
-    of all that it was made from: other weights, data, settings, code of `evaluate` or versions make it anew. What
-    `evaluate` reads from elsewhere cannot be seen: name another folder where that has changed. Files are safetensors,
-    written in one step; the folder may be deleted at any time.
+    of all that it was made from: other weights, data, settings, code of `evaluate` or versions make it anew, and so
+    does calibration data in another order. What `evaluate` reads from elsewhere cannot be seen: name another folder
+    where that has changed. Files are safetensors, written in one step; the folder may be deleted at any time.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,12 @@ class Epoch(Record):
     metric: float | None  # on what is held back, of the weights that would be returned; None if nothing is
 
 
+@dataclass(frozen=True)
 class Finetuned:
     """The trained network, and what every epoch came to."""
 
-    def __init__(self, model: nn.Module, history: Sequence[Epoch]) -> None:
-        self.model, self.history = model, tuple(history)
+    model: nn.Module
+    history: tuple[Epoch, ...]
 
 
 def finetune(
@@ -95,7 +97,7 @@ def finetune(
         history = run.to_the_end(None if folder is None else Path(folder) / "checkpoint.safetensors")
     if trackers:
         accelerator.end_training()
-    return Finetuned(run.kept(like=small), history)
+    return Finetuned(run.kept(like=small), tuple(history))
 
 
 class _Run:

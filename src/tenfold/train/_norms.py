@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold._run import watched
@@ -31,6 +30,8 @@ def synchronised(model: nn.Module, processes: int) -> Iterator[None]:
 
 
 def _normed(norm: Any, x: Tensor, processes: int) -> Tensor:
+    from torch.distributed.nn.functional import all_reduce
+
     axes = [0, *range(2, x.dim())]
     count = processes * x.numel() // x.shape[1]
     mean = all_reduce(x.float().sum(axes)) / count
