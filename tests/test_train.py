@@ -20,9 +20,10 @@ from torch.utils.data import IterableDataset, TensorDataset
 import tenfold
 from tenfold import Budget, TenfoldError
 from tenfold.methods import CP, SVD
-from tenfold.train import Augment, Recipe, _finetune, finetune
+from tenfold.train import Augment, Recipe, Round, _finetune, finetune, progressive
 from tenfold.train._balance import balance
 from tenfold.train._losses import decayed, distillation
+from tenfold.train._progressive import multiplied_out
 
 DENSE = randomised(small_cnn())
 PLAN = tenfold.plan(DENSE, Budget(params=0.4), example=images(1, 3, 8, 8), methods=[SVD(), CP(3)])
@@ -206,7 +207,7 @@ def test_balanced_factors_make_the_same_product():
     balance(small)
     for module, weight in zip(factored, weights, strict=True):
         assert torch.allclose(module.weight, weight, rtol=1e-9, atol=1e-12)
-        norms = torch.stack([factor.weight.norm() for factor in module])
+        norms = torch.stack([factor.weight.detach().norm() for factor in module])
         assert float(norms.max() / norms.min()) < 1.01
     single = tenfold.apply(DENSE, tenfold.plan(DENSE, tenfold.Ranks(rank=3), example=INPUTS[:1], methods=[SVD()]))
     balance(single)
@@ -272,3 +273,48 @@ def test_data_and_recipes_that_do_not_fit_are_refused():
         finetune(SMALL, DENSE, EXAMPLES, RECIPE.model_copy(update={"batch": 500}))
     with pytest.raises(TenfoldError, match="lr"):
         Recipe(lr=-1)
+
+
+ROUNDS = [Round(params=0.6, recipe=RECIPE.model_copy(update={"epochs": 1})), Round(params=0.4, recipe=RECIPE)]
+SETTING = {"example": INPUTS[:1], "calibration": [INPUTS[:64], INPUTS[64:128]], "methods": [SVD()]}
+
+
+def test_rounds_compress_what_the_network_has_become(tmp_path, monkeypatch):
+    done = progressive(DENSE, ROUNDS, EXAMPLES, **SETTING)
+    size = sum(p.numel() for p in done.model.parameters())
+    assert 0.35 < size / sum(p.numel() for p in DENSE.parameters()) <= 0.4
+    assert [len(history) for history in done.history] == [1, 2]
+    at_once = progressive(DENSE, ROUNDS[1:], EXAMPLES, **SETTING)
+    assert not same(multiplied_out(done.model, DENSE), multiplied_out(at_once.model, DENSE))
+    assert drift(done.model) < drift(tenfold.apply(DENSE, done.plan))
+    tenfold.save(tmp_path / "saved", done.model, done.plan)
+    assert same(tenfold.load(tmp_path / "saved", DENSE), done.model)
+
+    calls = 0
+
+    def augment(x, noise):
+        nonlocal calls
+        calls += 1
+        if calls == 8:  # in the second round
+            raise Stopped
+        return x
+
+    with pytest.raises(Stopped):
+        progressive(DENSE, ROUNDS, EXAMPLES, **SETTING, augment=augment, folder=tmp_path / "run")
+    assert same(
+        progressive(DENSE, ROUNDS, EXAMPLES, **SETTING, augment=augment, folder=tmp_path / "run").model, done.model
+    )
+
+
+def test_rounds_that_cannot_be_are_refused():
+    with pytest.raises(TenfoldError, match="no rounds"):
+        progressive(DENSE, [], EXAMPLES, **SETTING)
+    with pytest.raises(TenfoldError, match="no limit"):
+        progressive(DENSE, [ROUNDS[0], Round()], EXAMPLES, **SETTING)
+
+
+def test_factors_multiply_out_to_the_dense_network():
+    dense = multiplied_out(SMALL, DENSE)
+    assert [type(module) for module in dense.modules()] == [type(module) for module in DENSE.modules()]
+    with torch.no_grad():
+        assert torch.allclose(dense(INPUTS), SMALL(INPUTS), rtol=1e-4, atol=1e-5)
