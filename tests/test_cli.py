@@ -43,6 +43,11 @@ def batches():
     return [torch.randn(8, 3, 16, 16), torch.randn(8, 3, 16, 16)]
 
 
+def examples():
+    x = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return [(image, index % 10) for index, image in enumerate(x)]
+
+
 def score(model):
     return float(model(example()).sum())
 
@@ -74,6 +79,7 @@ def place(tmp_path_factory):
     exec(NETS, namespace)
     torch.save(namespace["make_net"]().state_dict(), place / "w.pt")
     save_file(namespace["Tokens"]().state_dict(), place / "tokens.safetensors")
+    (place / "odd.toml").write_text(SETTING.format(data="mynets:examples").replace("rounds", "rouds"))
     (place / "photos" / "cat").mkdir(parents=True)
     for index in range(5):
         Image.new("RGB", (20, 18), (50 * index, 100, 0)).save(place / "photos" / "cat" / f"{index}.png")
@@ -199,6 +205,52 @@ def test_what_was_interrupted_goes_on(place):
     assert [file.name for file in (place / "again.work").iterdir()] == ["notes.txt"]
 
 
+SETTING = """
+model = "mynets:make_net"
+weights = "w.pt"
+input = "1,3,16,16"
+data = "{data}"
+calibration = 16
+methods = "svd"
+augment = {{ shift = 1, cutout = 4 }}
+
+[[rounds]]
+params = 0.7
+recipe = {{ epochs = 1, batch = 4, lr = 0.001, held_back = 0.2 }}
+
+[[rounds]]
+params = 0.5
+recipe = {{ epochs = 2, batch = 4, lr = 0.001, held_back = 0.2 }}
+"""
+
+
+def test_training_from_one_file(place):
+    (place / "train.toml").write_text(SETTING.format(data="mynets:examples"))
+    done = tenfold_cli(place, "train", "train.toml", "--out", "trained")
+    assert done.returncode == 0, done.stderr
+    assert "held-back metric" in done.stdout
+    files = ["model.safetensors", "plan.json", "report.json", "setting.json"]
+    assert sorted(p.name for p in (place / "trained").iterdir()) == files
+    assert not (place / "trained.work").exists()
+    report = json.loads((place / "trained" / "report.json").read_text())
+    assert report["small"]["params"] <= 0.5 * report["dense"]["params"]
+    setting = json.loads((place / "trained" / "setting.json").read_text())
+    assert setting["rounds"][0]["recipe"]["momentum"] == 0.9  # what was not said is there too
+    again = tenfold_cli(place, "train", "trained/setting.json", "--out", "again-trained", "--json")
+    assert again.returncode == 0, again.stderr
+    weights = [(place / name / "model.safetensors").read_bytes() for name in ("trained", "again-trained")]
+    assert weights[0] == weights[1]
+    for number in range(8):
+        folder = place / "labelled" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 18), (30 * number, 100, 0)).save(folder / f"{number}.png")
+    for data, status in (("labelled", 0), ("photos", 1)):  # of one class only
+        (place / "train.toml").write_text(SETTING.format(data=f"imagefolder:{data}"))
+        done = tenfold_cli(place, "train", "train.toml", "--out", f"{data}-trained")
+        assert done.returncode == status, done.stderr
+    assert "the data has no column of labels" in done.stderr
+
+
 COMPRESS = ("compress", *NET, "--out", "refused")
 REFUSED = {
     "bare 1": ((*COMPRESS, "--params", "1"), "100%"),
@@ -209,6 +261,9 @@ REFUSED = {
     "recovery without data": ((*COMPRESS, "--params", "0.5", "--recover", "blocks"), "needs calibration data"),
     "no target": (COMPRESS, "give a target"),
     "two targets": ((*COMPRESS, "--params", "0.5", "--energy", "0.9"), "give a target"),
+    "no setting": (("train", "nothing.toml", "--out", "refused"), "there is no file nothing.toml"),
+    "no TOML": (("train", "w.pt", "--out", "refused"), "w.pt is no TOML"),
+    "unknown setting": (("train", "odd.toml", "--out", "refused"), "rounds: Field required"),
     "no metric": ((*COMPRESS, "--max-drop", "0.01"), "needs evaluate"),
     "out of reach": ((*COMPRESS, "--params", "10"), "these methods reach"),
     "unknown method": ((*COMPRESS, "--params", "0.5", "--methods", "svd,magic"), 'no method "magic"'),
@@ -252,7 +307,7 @@ def test_refusals_are_one_line_and_leave_nothing(place, case, monkeypatch, capsy
 
 def test_usage_errors_and_help(place):
     assert tenfold_cli(place, "compress", "mynets:make_net").returncode == 2
-    for command in ("demo", "inspect", "plan", "compress", "verify", "export"):
+    for command in ("demo", "inspect", "plan", "compress", "train", "verify", "export"):
         shown = tenfold_cli(place, command, "--help").stdout
         assert f"  tenfold {command}" in shown
         assert max(map(len, shown.splitlines())) <= 80

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from tenfold._errors import TenfoldError
 from tenfold._sources import imported, named
@@ -35,8 +36,7 @@ def read_batches(
     kind, _, where = spec.partition(":")
     if kind not in ("parquet", "imagefolder"):
         return _first(named(spec)(), count)
-    if shape is None or len(shape) != 3:
-        raise TenfoldError(f"{kind} data holds images; give their shape: --input 1,3,HEIGHT,WIDTH.")
+    shape = _of_images(shape, kind)
     rows = _open(kind, where)
     chosen = rows.shuffle(seed=seed).select(range(min(count, len(rows))))
     image, label = _columns(rows.features)
@@ -45,6 +45,54 @@ def read_batches(
     pieces = [slice(start, start + batch) for start in range(0, len(tensors), batch)]
     stacked = torch.stack(tensors)
     return [stacked[piece] if labels is None else (stacked[piece], labels[piece]) for piece in pieces]
+
+
+class Images:
+    """Labelled images of a data set, decoded when they are asked for."""
+
+    def __init__(self, rows: Any, shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+        self._rows, self._form = rows, (shape, mean, std)
+        self._image, label = _columns(rows.features)
+        if label is None:
+            raise TenfoldError(f"the data has no column of labels, only {', '.join(rows.features)}.")
+        self._label = label
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self._rows[index]
+        return _tensor(row[self._image], *self._form), row[self._label]
+
+
+def read_examples(
+    spec: str,
+    shape: Sequence[int] | None,
+    mean: Sequence[float] = IMAGENET[0],
+    std: Sequence[float] = IMAGENET[1],
+) -> Any:
+    """All labelled examples, as a map-style data set; a `module:callable` returns one itself.
+
+    Raises:
+        TenfoldError: as `read_batches`, or if images have no labels.
+    """
+    kind, _, where = spec.partition(":")
+    if kind not in ("parquet", "imagefolder"):
+        return named(spec)()
+    return Images(_open(kind, where), _of_images(shape, kind), mean, std)
+
+
+def collated(examples: Any, count: int, *, batch: int = 64, seed: int = 0) -> list[Any]:
+    """`count` examples of a map-style data set, drawn at random, in batches."""
+    drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    pieces = [drawn[start : start + batch] for start in range(0, len(drawn), batch)]
+    return [default_collate([examples[index] for index in piece]) for piece in pieces]
+
+
+def _of_images(shape: Sequence[int] | None, kind: str) -> Sequence[int]:
+    if shape is None or len(shape) != 3:
+        raise TenfoldError(f"{kind} data holds images; give their shape: --input 1,3,HEIGHT,WIDTH.")
+    return shape
 
 
 def _open(kind: str, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `tenfold demo | inspect | plan | compress | verify | export`."""
+"""The command line: `tenfold demo | inspect | plan | compress | train | verify | export`."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import nn
 
 from tenfold import _tables
-from tenfold._batches import IMAGENET, read_batches
+from tenfold._batches import IMAGENET, collated, read_batches, read_examples
 from tenfold._budget import Budget
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
@@ -35,6 +35,8 @@ from tenfold._store import load, load_plan, new_file, read_weights, refuse_taken
 from tenfold._verify import verify
 from tenfold._version import __version__
 from tenfold.methods import CP, SVD, SpatialSVD, TensorTrain, Tucker
+from tenfold.train import progressive
+from tenfold.train._setting import Setting
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 out = Console(highlight=False)
@@ -269,6 +271,50 @@ def compress(
     out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json.", soft_wrap=True)
 
 
+@app.command()
+def train(
+    setting_file: Annotated[Path, typer.Argument(help="A .toml file, or setting.json of a run.", metavar="SETTING")],
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write.", metavar="FOLDER")],
+    work: Work = None,
+    as_json: Json = False,
+) -> None:
+    """Compress and fine-tune in rounds, as a file says.
+
+    tenfold train setting.toml --out small
+    """
+    setting = Setting.read(setting_file)
+    refuse_taken(folder)
+    score = named(setting.evaluate) if setting.evaluate else None
+    net, inputs = (
+        _model(setting.model, Path(setting.weights)).to(_device(setting.device)),
+        _example([setting.input], None),
+    )
+    examples = read_examples(setting.data, tuple(inputs.shape[1:]), setting.mean, setting.std)
+    calibration = collated(examples, setting.calibration)
+    with _working(work, folder) as place:
+        done = progressive(
+            net,
+            setting.rounds,
+            examples,
+            example=inputs,
+            calibration=calibration,
+            methods=_methods(setting.methods),
+            freeze=setting.freeze,
+            augment=setting.augment,
+            evaluate=score,
+            folder=place,
+        )
+        report = verify(done.model, net, calibration, evaluate=score)
+        save(folder, done.model, done.plan.model_copy(update={"reference": setting.model}), report, setting)
+    if as_json:
+        _print_json(report.dumps())
+        return
+    out.print(_tables.history_table(done.history))
+    out.print()
+    out.print(_tables.report_table(report))
+    out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json, setting.json.", soft_wrap=True)
+
+
 @app.command(name="verify")
 def verify_folder(
     folder: Saved,
@@ -357,16 +403,16 @@ def _target(
 
 
 @contextmanager
-def _working(work: Path | None, output: Path | None) -> Iterator[None]:
+def _working(work: Path | None, output: Path | None) -> Iterator[Path | None]:
     """Keep finished work, for the same command to go on with; unless `work` is given, beside the output till done."""
     place = work or (output.with_name(f"{output.name}.work") if output else None)
     if place is None:
-        yield
+        yield None
         return
     stopped = True
     try:
         with resumable(place):
-            yield
+            yield place
         stopped = False
     except TenfoldError:
         stopped = False
@@ -442,12 +488,16 @@ def _numbers(text: str) -> list[float]:
 def _options(
     model: nn.Module, example: Any, methods: str, freeze: Sequence[str] | None, batches: Iterable[Any] | None = None
 ) -> Options:
-    unknown = [name for name in methods.split(",") if name not in METHODS]
-    if unknown:
-        raise TenfoldError(f'there is no method "{unknown[0]}"; known are {", ".join(METHODS)}.')
-    chosen = [method for name in methods.split(",") for method in METHODS[name]]
+    chosen = _methods(methods)
     statistics = None if batches is None else calibrate(model, batches)
     return options(model, example=example, statistics=statistics, methods=chosen, freeze=freeze or ())
+
+
+def _methods(names: str) -> list[Method]:
+    unknown = [name for name in names.split(",") if name not in METHODS]
+    if unknown:
+        raise TenfoldError(f'there is no method "{unknown[0]}"; known are {", ".join(METHODS)}.')
+    return [method for name in names.split(",") for method in METHODS[name]]
 
 
 def _device(name: str) -> torch.device:

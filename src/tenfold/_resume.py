@@ -55,11 +55,13 @@ def remembered() -> Iterator[None]:
 
 
 def forget(folder: Path) -> None:
-    """Delete what `resumable` kept in a folder, and the folder if nothing else is in it."""
-    for file in folder.glob("*-" + 32 * "[0-9a-f]" + ".safetensors"):
-        file.unlink()
-    with suppress(OSError):
-        folder.rmdir()
+    """Delete what `resumable` and training in rounds kept in a folder, and the folder if nothing else is in it."""
+    for pattern in ("*-" + 32 * "[0-9a-f]" + ".safetensors", "round-*/checkpoint.safetensors"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    for emptied in (*folder.glob("round-*"), folder):
+        with suppress(OSError):
+            emptied.rmdir()
 
 
 def kept(what: str, made_from: Callable[[], Any], make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -17,17 +17,21 @@ from torch import Tensor, nn
 from tenfold._apply import skeleton
 from tenfold._errors import TenfoldError
 from tenfold._export import load_pt2
-from tenfold._plan import Plan
+from tenfold._plan import Plan, Record
 from tenfold._sources import build_model
 from tenfold._verify import Report
 
 _WEIGHTS, _PLAN, _REPORT, _EXPORTED = "model.safetensors", "plan.json", "report.json", "model.pt2"
+_SETTING = "setting.json"
 
 
-def save(folder: str | Path, model: nn.Module, plan: Plan, report: Report | None = None) -> None:
+def save(
+    folder: str | Path, model: nn.Module, plan: Plan, report: Report | None = None, setting: Record | None = None
+) -> None:
     """Write a folder from which `load` rebuilds the model. It appears whole or not at all.
 
-    Tensors that several layers share are stored once. A folder that holds an earlier save is replaced.
+    Tensors that several layers share are stored once. A folder that holds an earlier save is replaced. `setting` is
+    what made the model, where that was a file of settings.
 
     Raises:
         TenfoldError: if `folder` holds anything else.
@@ -38,6 +42,8 @@ def save(folder: str | Path, model: nn.Module, plan: Plan, report: Report | None
         (path / _PLAN).write_text(plan.dumps())
         if report is not None:
             (path / _REPORT).write_text(report.dumps())
+        if setting is not None:
+            (path / _SETTING).write_text(setting.model_dump_json(indent=2) + "\n")
 
 
 def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
@@ -158,7 +164,7 @@ def refuse_taken(folder: str | Path) -> None:
     path = Path(folder)
     if path.is_file():
         raise TenfoldError(f"{path} is a file; name a folder.")
-    ours = (_WEIGHTS, _PLAN, _REPORT, _EXPORTED)  # the last is of the earlier model, and goes with it
+    ours = (_WEIGHTS, _PLAN, _REPORT, _SETTING, _EXPORTED)  # the last is of the earlier model, and goes with it
     if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in ours)):
         raise TenfoldError(f"{path} holds other files ({others[0]}); name a new folder.")
 

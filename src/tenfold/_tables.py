@@ -1,6 +1,6 @@
 """Tables for the terminal, 80 columns wide."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from rich.table import Table
 from tenfold._candidates import Options
 from tenfold._plan import Plan, Step
 from tenfold._verify import Report
+from tenfold.train import Epoch
 
 KEPT = 0.9  # the share of a weight's energy at which `inspect` shows what each method could save
 
@@ -148,6 +149,16 @@ def trials_table(report: Report) -> Table:
             f"{trial.change:+.4f}",
             _interval(trial.interval),
         )
+    return table
+
+
+def history_table(history: Sequence[Sequence[Epoch]]) -> Table:
+    """Every epoch of every round."""
+    table = _table("round", "epoch", "loss", "held-back metric")
+    for number, epochs in enumerate(history, 1):
+        for epoch in epochs:
+            metric = "" if epoch.metric is None else f"{epoch.metric:.4f}"
+            table.add_row(str(number), str(epoch.epoch), f"{epoch.loss:.4f}", metric)
     return table
 
 

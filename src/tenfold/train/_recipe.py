@@ -16,7 +16,7 @@ class Recipe(Record):
     epochs: PositiveInt = 3
     batch: PositiveInt = 128  # examples of a step, over all processes
     optimizer: Literal["sgd", "adamw"] = "sgd"  # SGD with Nesterov's momentum
-    lr: PositiveFloat = 0.01  # the largest; half a cosine to 0
+    lr: PositiveFloat = 0.002  # the largest; half a cosine to 0
     warm_up: Share = 0.05  # of the steps, in which the learning rate rises from 0
     momentum: Share = 0.9
     weight_decay: NonNegativeFloat = 5e-4  # of the weights that factors stand for, not of the factors
