@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+R = TypeVar("R", bound=BaseModel)
 
 
 class Row(BaseModel):
@@ -58,14 +61,14 @@ class Row(BaseModel):
         )
 
 
-def read(path: Path) -> list[Row]:
-    """All rows of a file; none if there is no file yet."""
-    return [Row.model_validate(row) for row in json.loads(path.read_text())] if path.exists() else []
+def read(path: Path, kind: type[R] = Row) -> list[R]:  # type: ignore[assignment]
+    """All rows of a file, of a benchmark's own kind; none if there is no file yet."""
+    return [kind.model_validate(row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
-def add(path: Path, row: Row) -> None:
+def add(path: Path, row: BaseModel) -> None:
     """Add a row to a file. It is read again first, so that two benchmarks may write to it in turn."""
-    rows = [known.model_dump(mode="json") for known in [*read(path), row]]
+    rows = [known.model_dump(mode="json") for known in [*read(path, type(row)), row]]
     replace_text(path, json.dumps(rows, indent=2) + "\n")
 
 

@@ -9,7 +9,6 @@ Besides the library it needs torchvision, timm, transformers and what ONNX expor
 
 import argparse
 import copy
-import json
 import logging
 import multiprocessing
 import platform
@@ -36,8 +35,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import tenfold
-from benchmarks import _zoo
-from benchmarks._rows import replace_text
+from benchmarks import _rows, _zoo
 from tenfold import Budget
 from tenfold.methods import CP, DEFAULT, SVD, Method, SpatialSVD, TensorTrain, Tucker
 
@@ -361,17 +359,6 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def read(path: Path) -> list[Row]:
-    """All rows of a file; none if there is no file yet."""
-    return [Row.model_validate(row) for row in json.loads(path.read_text())] if path.exists() else []
-
-
-def add(path: Path, new: Row) -> None:
-    """Add a row to a file. It is read again first, so that two benchmarks may write to it in turn."""
-    rows = [known.model_dump(mode="json") for known in [*read(path), new]]
-    replace_text(path, json.dumps(rows, indent=2) + "\n")
-
-
 def page(rows: Sequence[Row]) -> str:
     """The page of documentation, from rows alone."""
     groups: defaultdict[str, list[Row]] = defaultdict(list)
@@ -515,11 +502,11 @@ def main() -> None:
     """Make the missing rows, then the page."""
     asked = arguments()
     path = ROOT / "benchmarks" / "results" / f"{NAME}.json"
-    done = {known.command for known in read(path)}
+    done = {known.command for known in _rows.read(path, Row)}
     for new in made([job for job in jobs(asked) if job.command not in done], asked.jobs, asked.minutes):
-        add(path, new)
+        _rows.add(path, new)
         print(new.line(), flush=True)
-    replace_text(ROOT / "docs" / f"{NAME}.md", page(read(path)))
+    _rows.replace_text(ROOT / "docs" / f"{NAME}.md", page(_rows.read(path, Row)))
 
 
 if __name__ == "__main__":

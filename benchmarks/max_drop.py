@@ -5,7 +5,6 @@
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 import tenfold
+from benchmarks import _rows
 from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
-from benchmarks._rows import replace_text
 from benchmarks._score import correct, paired_interval, percent
 
 ROOT = Path(__file__).parent.parent
@@ -92,11 +91,6 @@ def command(net: str, allowed: float, threads: int) -> str:
     return f"python -m benchmarks.max_drop --net {net} --max-drop {allowed:g} --threads {threads}"
 
 
-def read(path: Path) -> list[Row]:
-    """All rows of a file; none if there is no file yet."""
-    return [Row.model_validate(row) for row in json.loads(path.read_text())] if path.exists() else []
-
-
 def page(rows: Sequence[Row]) -> str:
     """The page of documentation, from rows alone."""
     lines = [
@@ -144,13 +138,12 @@ def main() -> None:
     path = ROOT / "benchmarks" / "results" / "max-drop.json"
     for net in asked.net:
         for allowed in asked.max_drop:
-            rows = read(path)
-            if command(net, allowed, asked.threads) not in {row.command for row in rows}:
+            if command(net, allowed, asked.threads) not in {row.command for row in _rows.read(path, Row)}:
                 with tenfold.resumable(ROOT / "benchmarks" / "runs" / "max-drop"):
                     row = run(net, allowed, asked.threads)
-                replace_text(path, json.dumps([r.model_dump(mode="json") for r in [*rows, row]], indent=2) + "\n")
+                _rows.add(path, row)
                 print(f"{row.command}: {row.params_ratio:.3f} of the parameters, {row.small_held_out} %", flush=True)
-    replace_text(ROOT / "docs" / "max-drop.md", page(read(path)))
+    _rows.replace_text(ROOT / "docs" / "max-drop.md", page(_rows.read(path, Row)))
 
 
 if __name__ == "__main__":

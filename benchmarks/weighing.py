@@ -6,7 +6,6 @@ no other part: nothing is tuned on held-out images.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import tenfold
+from benchmarks import _rows
 from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import drawn_images
 from benchmarks._nets import trained
-from benchmarks._rows import replace_text
 from tenfold import _demo
 from tenfold._budget import Pool, chosen, pooled
 from tenfold.methods import CP, SVD, Method, SpatialSVD
@@ -151,11 +150,6 @@ def run(net: str, methods: str, share: float, how: str, command: str) -> Row:
     )
 
 
-def read(path: Path) -> list[Row]:
-    """All rows of a file; none if there is no file yet."""
-    return [Row.model_validate(row) for row in json.loads(path.read_text())] if path.exists() else []
-
-
 def page(rows: Sequence[Row]) -> str:
     """The page of documentation, from rows alone."""
     head = [f"| network | methods | share | dense | {' | '.join(SUMS)} |", "|---|---|--:|--:|" + "--:|" * len(SUMS)]
@@ -211,12 +205,11 @@ def main() -> None:
     ]
     for net, methods, share, how in jobs:
         command = f'python -m benchmarks.weighing --net {net} --methods {methods} --share {share:g} --sum "{how}"'
-        rows = read(path)
-        if command not in {row.command for row in rows}:
+        if command not in {row.command for row in _rows.read(path, Row)}:
             row = run(net, methods, share, how, command)
-            replace_text(path, json.dumps([r.model_dump(mode="json") for r in [*rows, row]], indent=2) + "\n")
+            _rows.add(path, row)
             print(f"{command}: {row.accuracy:.2f} %, drift {row.drift:.4f}", flush=True)
-    replace_text(ROOT / "docs" / "weighing.md", page(read(path)))
+    _rows.replace_text(ROOT / "docs" / "weighing.md", page(_rows.read(path, Row)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks import _weights
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images
-from benchmarks._rows import replace_text
+from benchmarks._rows import add, read, replace_text
 from benchmarks._score import correct, paired_interval, percent
 from benchmarks._train import Clock, OutOfTimeError, run_in_kernels, train
 from benchmarks.seeds._methods_cases import BATCH, CHOICES, DENSE, METHODS, NAME, Job, Row, jobs
@@ -235,18 +235,12 @@ def make_rows(asked: Iterable[Job], path: Path, place: Place) -> None:
     Raises:
         OutOfTimeError: where the time is over first.
     """
-    done = {known.command for known in read(path)}
+    done = {known.command for known in read(path, Row)}
     for job in asked:
         if job.command not in done:
             made = run(job, place)
-            rows = [known.model_dump(mode="json") for known in [*read(path), made]]
-            replace_text(path, json.dumps(rows, indent=2) + "\n")
+            add(path, made)
             print(made.line(), flush=True)
-
-
-def read(path: Path) -> list[Row]:
-    """All rows of a file; none if there is no file yet."""
-    return [Row.model_validate(known) for known in json.loads(path.read_text())] if path.exists() else []
 
 
 def publish(rows: list[Row]) -> None:
@@ -272,7 +266,7 @@ def main() -> None:
         print("all rows are made")
     except OutOfTimeError:
         print("time is over; run the same command again to go on")
-    if not asked.quick and (rows := read(path)):
+    if not asked.quick and (rows := read(path, Row)):
         publish(rows)
 
 
