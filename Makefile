@@ -9,7 +9,7 @@ demo: .venv/demo
 	.venv/bin/tenfold demo
 
 test: .venv/dev check
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n auto --maxprocesses 4
 
 heavy: .venv/dev
 	.venv/bin/python -m pytest -m heavy

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # two workers on two cores
+threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # a worker a core
 torch.set_num_threads(threads)
 os.environ["OMP_NUM_THREADS"] = str(threads)  # of processes that tests start
 
