@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R", bound=BaseModel)  # has `command` and `line()`
 
 
 class Row(BaseModel):
@@ -70,6 +70,15 @@ def add(path: Path, row: BaseModel) -> None:
     """Add a row to a file. It is read again first, so that two benchmarks may write to it in turn."""
     rows = [known.model_dump(mode="json") for known in [*read(path, type(row)), row]]
     replace_text(path, json.dumps(rows, indent=2) + "\n")
+
+
+def make_missing(path: Path, kind: type[R], jobs: Iterable[tuple[str, Callable[[], R]]]) -> None:
+    """Make, add and print the rows whose commands the file does not have yet."""
+    for command, make in jobs:
+        if command not in {known.command for known in read(path, kind)}:
+            row = make()
+            add(path, row)
+            print(row.line(), flush=True)
 
 
 def replace_text(path: Path, text: str) -> None:

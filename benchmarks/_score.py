@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._images import Images
+from tenfold._judge import interval
 
 
 def correct(model: nn.Module, images: Images, *, batch: int = 250) -> Tensor:
@@ -40,7 +41,6 @@ def paired_interval(small_N: Tensor, dense_N: Tensor) -> tuple[float, float]:
     Both networks saw the same images, so the spread is that of the differences image by image: images that both
     get right or both get wrong add none. Normal approximation of the mean of N differences.
     """
-    differences_N = 100 * (small_N.double() - dense_N.double())
-    mean = differences_N.mean().item()
-    half = 1.96 * differences_N.std().item() / len(differences_N) ** 0.5
-    return mean - half, mean + half
+    found = interval(100 * small_N.double(), 100 * dense_N.double())
+    assert found is not None, "there is a score for each image"
+    return found

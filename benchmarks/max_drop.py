@@ -7,6 +7,7 @@
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,6 +46,10 @@ class Row(BaseModel):
     device: str
     version: str
     command: str
+
+    def line(self) -> str:
+        """The row in one line, for the terminal."""
+        return f"{self.command}: {self.params_ratio:.3f} of the parameters, {self.small_held_out} %"
 
 
 def run(net: str, allowed: float, threads: int) -> Row:
@@ -136,13 +141,9 @@ def main() -> None:
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
     path = ROOT / "benchmarks" / "results" / "max-drop.json"
-    for net in asked.net:
-        for allowed in asked.max_drop:
-            if command(net, allowed, asked.threads) not in {row.command for row in _rows.read(path, Row)}:
-                with tenfold.resumable(ROOT / "benchmarks" / "runs" / "max-drop"):
-                    row = run(net, allowed, asked.threads)
-                _rows.add(path, row)
-                print(f"{row.command}: {row.params_ratio:.3f} of the parameters, {row.small_held_out} %", flush=True)
+    jobs = [(net, allowed, asked.threads) for net in asked.net for allowed in asked.max_drop]
+    with tenfold.resumable(ROOT / "benchmarks" / "runs" / "max-drop"):
+        _rows.make_missing(path, Row, [(command(*job), partial(run, *job)) for job in jobs])
     _rows.replace_text(ROOT / "docs" / "max-drop.md", page(_rows.read(path, Row)))
 
 

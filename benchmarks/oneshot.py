@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -316,12 +316,7 @@ def main() -> None:
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
     path = ROOT / "benchmarks" / "results" / ("oneshot-quick.json" if asked.quick else "oneshot.json")
-    done = {row.command for row in _rows.read(path)}
-    for job in jobs(asked):
-        if job.command not in done:
-            row = run(job)
-            _rows.add(path, row)
-            print(row.line(), flush=True)
+    _rows.make_missing(path, _rows.Row, [(job.command, partial(run, job)) for job in jobs(asked)])
     if not asked.quick:
         _rows.replace_text(ROOT / "docs" / "oneshot.md", page(_rows.read(path)))
 

@@ -8,7 +8,7 @@ no other part: nothing is tuned on held-out images.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,10 @@ class Row(BaseModel):
     params_ratio: float
     command: str
 
+    def line(self) -> str:
+        """The row in one line, for the terminal."""
+        return f"{self.command}: {self.accuracy:.2f} %, drift {self.drift:.4f}"
+
 
 @lru_cache(maxsize=1)
 def network(net: str) -> tuple[nn.Module, list[Tensor], Tensor, Tensor]:
@@ -130,7 +134,12 @@ def drift(small: nn.Module, dense: nn.Module, inputs: Tensor) -> tuple[Tensor, T
     return before, after, float((after - before).square().sum() / (before - before.mean(0)).square().sum())
 
 
-def run(net: str, methods: str, share: float, how: str, command: str) -> Row:
+def command(net: str, methods: str, share: float, how: str) -> str:
+    """What makes a row and no other."""
+    return f'python -m benchmarks.weighing --net {net} --methods {methods} --share {share:g} --sum "{how}"'
+
+
+def run(net: str, methods: str, share: float, how: str) -> Row:
     """Choose, apply and judge."""
     model, _, inputs, labels = network(net)
     found = options(net, methods)
@@ -146,7 +155,7 @@ def run(net: str, methods: str, share: float, how: str, command: str) -> Row:
         accuracy=round(100 * float((after.argmax(1) == labels).float().mean()), 2),
         drift=round(moved, 4),
         params_ratio=round(tenfold.measure(small, inputs[:1]).params / found.dense.params, 4),
-        command=command,
+        command=command(net, methods, share, how),
     )
 
 
@@ -203,12 +212,7 @@ def main() -> None:
         for share in asked.share or (DIGITS_SHARES if net == "digits" else SHARES)[methods]
         for how in asked.sum
     ]
-    for net, methods, share, how in jobs:
-        command = f'python -m benchmarks.weighing --net {net} --methods {methods} --share {share:g} --sum "{how}"'
-        if command not in {row.command for row in _rows.read(path, Row)}:
-            row = run(net, methods, share, how, command)
-            _rows.add(path, row)
-            print(f"{command}: {row.accuracy:.2f} %, drift {row.drift:.4f}", flush=True)
+    _rows.make_missing(path, Row, [(command(*job), partial(run, *job)) for job in jobs])
     _rows.replace_text(ROOT / "docs" / "weighing.md", page(_rows.read(path, Row)))
 
 

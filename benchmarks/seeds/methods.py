@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from benchmarks import _weights
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images
-from benchmarks._rows import add, read, replace_text
+from benchmarks._rows import make_missing, read, replace_text
 from benchmarks._score import correct, paired_interval, percent
 from benchmarks._train import Clock, OutOfTimeError, run_in_kernels, train
 from benchmarks.seeds._methods_cases import BATCH, CHOICES, DENSE, METHODS, NAME, Job, Row, jobs
@@ -235,12 +235,7 @@ def make_rows(asked: Iterable[Job], path: Path, place: Place) -> None:
     Raises:
         OutOfTimeError: where the time is over first.
     """
-    done = {known.command for known in read(path, Row)}
-    for job in asked:
-        if job.command not in done:
-            made = run(job, place)
-            add(path, made)
-            print(made.line(), flush=True)
+    make_missing(path, Row, [(job.command, partial(run, job, place)) for job in asked])
 
 
 def publish(rows: list[Row]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils import _pytree as pytree
@@ -24,7 +24,7 @@ from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
 from tenfold._patches import patches, responses
 from tenfold._progress import track
-from tenfold._resume import Each, kept
+from tenfold._resume import Each, kept, write_tensors
 from tenfold._run import forward, undisturbed, unwrapped, watched
 from tenfold._trace import Layer, trace
 
@@ -88,10 +88,7 @@ class Statistics:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, in one step."""
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.part")
-        save_file(self._packed(), beside)
-        beside.replace(path)
+        write_tensors(Path(path), self._packed())
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
@@ -106,7 +103,7 @@ class Statistics:
             raise TenfoldError(f"{path} does not hold statistics: {error}.") from None
 
     def _packed(self) -> dict[str, Tensor]:
-        tensors = {f"{name}/{part}": getattr(s, part).contiguous() for name, s in self.layers.items() for part in _SUMS}
+        tensors = {f"{name}/{part}": getattr(s, part) for name, s in self.layers.items() for part in _SUMS}
         norms = json.dumps({name: s.norm for name, s in self.layers.items()})
         return {**tensors, _NORMS: torch.tensor([*norms.encode()], dtype=torch.uint8)}
 

@@ -76,13 +76,17 @@ def kept(what: str, made_from: Callable[[], Any], make: Callable[[], Mapping[str
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (FileNotFoundError, SafetensorError):
         made = make()
-        # Cloned: a file takes no tensors that share memory.
-        stored = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in made.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(stored, beside)
-        beside.replace(path)
+        write_tensors(path, made)
         return made
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file in one step. Tensors that share memory, which a file does not take, are cloned."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    own = torch.contiguous_format
+    save_file({name: tensor.detach().clone(memory_format=own) for name, tensor in tensors.items()}, beside, metadata)
+    beside.replace(path)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
 """Where a run that was killed goes on: tensors and numbers in one safetensors file, written in one step."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tenfold._errors import TenfoldError
+from tenfold._resume import write_tensors
 
 
 def write(path: Path, parts: Mapping[str, nn.Module], optimizer: Any, facts: Mapping[str, Any]) -> None:
@@ -21,12 +20,7 @@ def write(path: Path, parts: Mapping[str, nn.Module], optimizer: Any, facts: Map
         for name, value in optimizer.state.get(parameter, {}).items():
             if value is not None:
                 tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    own = torch.contiguous_format
-    stored = {name: value.detach().clone(memory_format=own) for name, value in tensors.items()}  # none shared
-    save_file(stored, beside, metadata={"facts": json.dumps(facts)})
-    beside.replace(path)
+    write_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def read(path: Path, parts: Mapping[str, nn.Module], optimizer: Any, run: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,11 +41,11 @@ class Draw:
     def _set(self) -> Any:
         return self.examples.dataset if isinstance(self.examples, DataLoader) else self.examples
 
-    @property
+    @cached_property
     def _order(self) -> list[int]:
         return torch.randperm(len(self._set), generator=_generator(self.recipe.seed, -1)).tolist()
 
-    @property
+    @cached_property
     def _used(self) -> list[int]:
         return self._order[round(self.recipe.held_back * len(self._set)) :]
 

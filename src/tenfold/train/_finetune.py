@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,9 @@ class _Run:
             inputs = Inputs(args, kwargs, inputs.target)
         half = self.recipe.precision == "bfloat16"
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=half):
-            with torch.no_grad(), self.pair.seen(self.dense) as wanted_blocks:
+            with torch.no_grad(), self._blocks_of(self.dense) as wanted_blocks:
                 wanted = self.dense(*inputs.args, **inputs.kwargs)
-            with self.pair.seen(self.new) as found_blocks:
+            with self._blocks_of(self.new) as found_blocks:
                 outputs = model(*inputs.args, **inputs.kwargs)
             lost = self.loss(outputs, wanted, inputs.target)
             if self.recipe.features:
@@ -182,6 +182,10 @@ class _Run:
         optimizer.zero_grad()
         self.mean.update_parameters(self.new)
         return lost.detach()
+
+    def _blocks_of(self, model: nn.Module) -> AbstractContextManager[dict[str, Any]]:
+        """What its blocks give inside, if that is asked for: it takes a copy of each output."""
+        return self.pair.seen(model) if self.recipe.features else nullcontext({})
 
     def _epoch(self, number: int, losses: Sequence[Any]) -> Epoch:
         metric = self._metric() if self.accelerator.is_main_process else None
