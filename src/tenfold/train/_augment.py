@@ -3,10 +3,14 @@
 # N images of a batch, C colours, H rows, W columns
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.utils import _pytree as pytree
+
+from tenfold._errors import TenfoldError
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,29 @@ class Augment:
         in_rows_NH = (rows_H - top_N[:, None]).abs() * 2 < self.cutout
         in_columns_NW = (columns_W - left_N[:, None]).abs() * 2 < self.cutout
         return moved.masked_fill((in_rows_NH[:, :, None] & in_columns_NW[:, None, :])[:, None], 0.0)
+
+
+def mixed(inputs: Any, share: float) -> Any:
+    """Each example times `share` plus its neighbour times the rest (Zhang et al. 2018, arXiv 1710.09412).
+
+    Raises:
+        TenfoldError: if the inputs are no numbers that can be mixed.
+    """
+    if not any(_mixable(leaf) for leaf in pytree.tree_leaves(inputs)):
+        raise TenfoldError("mixup needs floating-point inputs, and these have none; set mixup=0.")
+    return pytree.tree_map(
+        lambda leaf, other: torch.lerp(other, leaf, share) if _mixable(leaf) else leaf, inputs, neighbours(inputs)
+    )
+
+
+def neighbours(batch: Any) -> Any:
+    """The first two examples of a batch in each other's place, the next two, and so on."""
+
+    def swapped(leaf: Any) -> Any:
+        return leaf.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    return pytree.tree_map(swapped, batch)
+
+
+def _mixable(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.is_floating_point()

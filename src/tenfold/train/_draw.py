@@ -31,6 +31,11 @@ class Draw:
             raise TenfoldError(
                 f"a batch of {self.recipe.batch} does not part among {self.processes} processes; make it a multiple."
             )
+        if self.recipe.mixup and self.recipe.batch // self.processes % 2:
+            raise TenfoldError(
+                f"mixup takes examples in pairs, and a batch of {self.recipe.batch} on {self.processes} process(es) "
+                f"leaves one over; make it a multiple of {2 * self.processes}."
+            )
         if not self.steps_of_an_epoch:
             raise TenfoldError(
                 f"a batch of {self.recipe.batch} is more than the {len(self._used)} examples that train; "

@@ -22,6 +22,7 @@ from tenfold._progress import track
 from tenfold._resume import digest
 from tenfold._run import device_of, undisturbed, unwrapped
 from tenfold._sources import imported
+from tenfold.train._augment import mixed, neighbours
 from tenfold.train._balance import balance
 from tenfold.train._checkpoint import read, write
 from tenfold.train._draw import Draw
@@ -41,6 +42,7 @@ class Epoch(Record):
     epoch: int
     loss: float  # the mean over its steps, on the first process
     metric: float | None  # on what is held back, of the weights that would be returned; None if nothing is
+    seconds: float  # of its steps, on the first process
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def finetune(
     augment: Callable[[Any, Tensor], Any] | None = None,
     evaluate: Evaluate | None = None,
     folder: str | Path | None = None,
-    trackers: Sequence[str] = (),
+    trackers: Sequence[Any] = (),
 ) -> Finetuned:
     """Train a copy of a compressed network to give what the dense one gives, and the labels.
 
@@ -80,7 +82,7 @@ def finetune(
         evaluate: of the held-back metric, higher is better; by default, the share of held-back examples whose first
             class is right, where outputs are logits.
         folder: where a checkpoint is kept; a run that was killed goes on from it, to the same weights.
-        trackers: of accelerate, such as `["tensorboard"]`.
+        trackers: of accelerate: names such as `["tensorboard"]`, or objects.
 
     Raises:
         TenfoldError: if accelerate is not installed, or the data, the recipe or the checkpoint do not fit.
@@ -115,6 +117,7 @@ class _Run:
         self.accelerator, self.draw, self.recipe = accelerator, draw, recipe
         self.augment, self.evaluate = augment, evaluate
         self.loss = loss or (lambda outputs, wanted, target: distillation(outputs, wanted, target, recipe))
+        self.taught = loss is not None or recipe.distil > 0 or recipe.features > 0
         self.name = digest(recipe.model_dump_json(), new, dense, draw.steps_of_an_epoch)
         if recipe.balance:
             balance(new)
@@ -128,15 +131,21 @@ class _Run:
         """Train from the last checkpoint on."""
         parts = {"model": self.new, "mean": self.mean}
         facts = read(checkpoint, parts, self.optimizer, self.name) if checkpoint else None
-        done, losses = (facts["step"], facts["losses"]) if facts else (0, [])
+        done, losses, before = (facts["step"], facts["losses"], facts["seconds"]) if facts else (0, [], 0.0)
         history = [Epoch(**epoch) for epoch in facts["history"]] if facts else []
         of_epoch = self.draw.steps_of_an_epoch
         steps, written = of_epoch * self.recipe.epochs, time.monotonic()
+        begun = written - before  # of the epoch
 
         def keep() -> None:
             if checkpoint and self.accelerator.is_main_process:
-                past = [epoch.model_dump() for epoch in history]
-                facts = {"run": self.name, "step": done, "losses": [*map(float, losses)], "history": past}
+                facts = {
+                    "run": self.name,
+                    "step": done,
+                    "losses": [*map(float, losses)],
+                    "seconds": time.monotonic() - begun,
+                    "history": [epoch.model_dump() for epoch in history],
+                }
                 write(checkpoint, parts, self.optimizer, facts)
 
         with ExitStack() as stack:
@@ -149,31 +158,21 @@ class _Run:
                 losses.append(self._step(model, optimizer, step, steps, *next(drawn)))
                 done = step + 1
                 if done % of_epoch == 0:
-                    history.append(self._epoch(done // of_epoch, losses))
-                    losses = []
+                    history.append(self._epoch(done // of_epoch, losses, time.monotonic() - begun))
+                    losses, begun = [], time.monotonic()
                 if done % of_epoch == 0 or time.monotonic() - written > _KEEP_S:
                     keep()
                     written = time.monotonic()
         return history
 
     def _step(self, model: nn.Module, optimizer: Any, step: int, steps: int, batch: Any, noise: Tensor) -> Tensor:
-        torch.manual_seed(self.recipe.seed + step)  # of dropout
-        inputs = batch_inputs(self.dense, batch).on(self.accelerator.device)
-        if self.augment is not None:
-            noise = noise.to(self.accelerator.device)
-            given = (inputs.args, inputs.kwargs)
-            args, kwargs = pytree.tree_map(lambda leaf: self._augmented(leaf, noise), given)
-            inputs = Inputs(args, kwargs, inputs.target)
+        torch.manual_seed(self.recipe.seed + step)  # of dropout and mixup
+        inputs = self._drawn(batch, noise.to(self.accelerator.device))
         half = self.recipe.precision == "bfloat16"
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=half):
-            with torch.no_grad(), self._blocks_of(self.dense) as wanted_blocks:
-                wanted = self.dense(*inputs.args, **inputs.kwargs)
-            with self._blocks_of(self.new) as found_blocks:
-                outputs = model(*inputs.args, **inputs.kwargs)
-            lost = self.loss(outputs, wanted, inputs.target)
-            if self.recipe.features:
-                lost = lost + self.recipe.features * mean_error(found_blocks, wanted_blocks)
-        self.accelerator.backward(lost + self.recipe.weight_decay * decayed(self.new))
+            lost = self._lost(model, inputs)
+        decay = self.recipe.weight_decay
+        self.accelerator.backward(lost + decay * decayed(self.new) if decay else lost)
         if self.recipe.clip is not None:
             self.accelerator.clip_grad_norm_(self.new.parameters(), self.recipe.clip)
         for group in self.optimizer.param_groups:
@@ -183,16 +182,43 @@ class _Run:
         self.mean.update_parameters(self.new)
         return lost.detach()
 
+    def _drawn(self, batch: Any, noise: Tensor) -> Inputs:
+        inputs = batch_inputs(self.dense, batch).on(self.accelerator.device)
+        args, kwargs = pytree.tree_map(lambda leaf: self._augmented(leaf, noise), (inputs.args, inputs.kwargs))
+        return Inputs(args, kwargs, inputs.target)
+
+    def _augmented(self, leaf: Any, noise: Tensor) -> Any:
+        image = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return self.augment(leaf, noise) if image and self.augment is not None else leaf
+
+    def _lost(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        args, kwargs, target = inputs
+        share, alpha = 1.0, self.recipe.mixup
+        if alpha:
+            share = float(torch.distributions.Beta(alpha, alpha).sample())
+            args, kwargs = mixed((args, kwargs), share)
+        with torch.no_grad(), self._blocks_of(self.dense) as wanted_blocks:
+            wanted = self.dense(*args, **kwargs) if self.taught else None
+        with self._blocks_of(self.new) as found_blocks:
+            outputs = model(*args, **kwargs)
+        lost = self.loss(outputs, wanted, target)
+        if alpha:
+            lost = share * lost + (1 - share) * self.loss(outputs, wanted, neighbours(target))
+        if self.recipe.features:
+            lost = lost + self.recipe.features * mean_error(found_blocks, wanted_blocks)
+        return lost
+
     def _blocks_of(self, model: nn.Module) -> AbstractContextManager[dict[str, Any]]:
         """What its blocks give inside, if that is asked for: it takes a copy of each output."""
         return self.pair.seen(model) if self.recipe.features else nullcontext({})
 
-    def _epoch(self, number: int, losses: Sequence[Any]) -> Epoch:
+    def _epoch(self, number: int, losses: Sequence[Any], seconds: float) -> Epoch:
         metric = self._metric() if self.accelerator.is_main_process else None
         self.accelerator.wait_for_everyone()
-        epoch = Epoch(epoch=number, loss=sum(map(float, losses)) / len(losses), metric=metric)
+        loss = sum(map(float, losses)) / len(losses)
+        epoch = Epoch(epoch=number, loss=loss, metric=metric, seconds=round(seconds, 2))
         shown = "" if metric is None else f", metric {metric:.4f}"
-        log.info("epoch %d of %d: loss %.4f%s", number, self.recipe.epochs, epoch.loss, shown)
+        log.info("epoch %d of %d: loss %.4f%s, %.0f s", number, self.recipe.epochs, loss, shown, seconds)
         self.accelerator.log(epoch.model_dump(exclude_none=True), step=number)
         return epoch
 
@@ -220,10 +246,6 @@ class _Run:
         for module, old in zip(kept.modules(), like.modules(), strict=True):
             module.training = old.training
         return kept.to(device_of(like))
-
-    def _augmented(self, leaf: Any, noise: Tensor) -> Any:
-        image = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return self.augment(leaf, noise) if image and self.augment is not None else leaf
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

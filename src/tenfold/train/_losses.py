@@ -21,6 +21,12 @@ def distillation(outputs: Any, wanted: Any, target: Any, recipe: Recipe) -> Tens
             f"the network gives {type(outputs).__name__}, no logits (N, classes, ...); "
             "give finetune a loss(outputs, wanted, target), wanted being the dense network's outputs."
         )
+    if recipe.distil == 0:
+        if target is None:
+            raise TenfoldError(
+                "the examples have no labels, and distil is 0; set distil=1 to learn from outputs alone."
+            )
+        return F.cross_entropy(outputs.float(), target)
     small, large = (F.log_softmax(logits.float() / recipe.temperature, 1) for logits in (outputs, wanted))
     apart = F.kl_div(small, large, reduction="sum", log_target=True) * outputs.shape[1] / outputs.numel()
     apart = recipe.temperature**2 * apart
