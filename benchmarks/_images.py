@@ -5,12 +5,14 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from benchmarks._folder import data_folder
 
@@ -29,6 +31,16 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, numbers: Any) -> tuple[Tensor, Tensor]:
+        """Normalised inputs and labels of one image or of several."""
+        return normalised(self.pixels[numbers]), self.labels[numbers]
+
+    __getitems__ = __getitem__  # what torch's loader asks for a whole batch
+
+    def loader(self) -> DataLoader[Any]:
+        """The images as a data set to train on."""
+        return DataLoader(self, collate_fn=_as_it_is)  # type: ignore[arg-type]
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised inputs and labels, in order; the last batch may be smaller."""
         for pixels, labels in zip(self.pixels.split(size), self.labels.split(size), strict=True):
@@ -39,6 +51,10 @@ def normalised(pixels_NCHW: Tensor) -> Tensor:
     """Bytes as the networks take them: `(pixels / 255 - mean) / deviation`, in float32."""
     mean, deviation = (torch.tensor(v, device=pixels_NCHW.device).view(3, 1, 1) for v in (MEAN, DEVIATION))
     return (pixels_NCHW.float() / 255 - mean) / deviation
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def first_images(data: str, split: str, count: int | None = None) -> Images:

@@ -30,6 +30,7 @@ class Row(BaseModel):
     control_accuracy: float | None  # percent, of the dense network trained as long as the small one
     accuracy: float  # percent, of the small network
     interval: tuple[float, float]  # 95 % interval of accuracy less dense_accuracy, in points
+    control_interval: tuple[float, float] | None = None  # the same of accuracy less control_accuracy
     right: str | None = None  # which images the small network gets right, packed, to compare two rows image by image
     params_ratio: float  # this and the next two: small / dense
     macs_ratio: float

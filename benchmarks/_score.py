@@ -1,11 +1,13 @@
 """Accuracy, and how sure one can be that it changed."""
 
 import base64
+import copy
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import tenfold
 from benchmarks._images import Images
 from tenfold._judge import interval
 
@@ -17,6 +19,15 @@ def correct(model: nn.Module, images: Images, *, batch: int = 250) -> Tensor:
     with torch.inference_mode():
         answers = [model(inputs.to(device)).argmax(1).cpu() == labels for inputs, labels in images.batches(batch)]
     return torch.cat(answers)
+
+
+def in_bulk(model: nn.Module) -> nn.Module:
+    """The same function, quicker on many images: channels last, and trains of convolutions rebuild their kernels."""
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, tenfold.Factored):
+            module.run_in("kernel")
+    return model
 
 
 def percent(correct_N: Tensor) -> float:

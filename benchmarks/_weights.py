@@ -12,7 +12,7 @@ _PIECE = 2**20  # numbers; a tensor may be larger than a file
 _MOST = 15 * 2**20  # bytes a file, which leaves room for its header
 
 
-def save(stem: Path, model: nn.Module, seconds: float) -> None:
+def save(stem: Path, model: nn.Module, note: str) -> None:
     """Write `<stem>.1of2.safetensors`, ...; whoever is killed meanwhile leaves no set that counts as complete."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, Tensor]] = [{}]
@@ -26,7 +26,7 @@ def save(stem: Path, model: nn.Module, seconds: float) -> None:
     for number, tensors in enumerate(files, 1):
         path = stem.with_name(f"{stem.name}.{number}of{len(files)}.safetensors")
         beside = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(tensors, beside, metadata={"seconds": f"{seconds:.1f}"})
+        save_file(tensors, beside, metadata={"note": note})
         beside.replace(path)
 
 
@@ -37,19 +37,19 @@ def complete(stem: Path) -> bool:
 
 
 @torch.no_grad()
-def load(stem: Path, model: nn.Module) -> float:
-    """Read what `save` wrote into a network of the same form; returns the seconds that training took."""
+def load(stem: Path, model: nn.Module) -> str:
+    """Read what `save` wrote into a network of the same form; returns the note."""
     pieces: dict[str, Tensor] = {}
     for path in _paths(stem):
         with safe_open(path, "pt") as file:
             pieces.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-            seconds = float(file.metadata()["seconds"])
+            note = file.metadata()["note"]
     for name, tensor in model.state_dict().items():
         count = max(1, -(-tensor.numel() // _PIECE))
         values = torch.cat([pieces.pop(f"{name}:{number}") for number in range(count)])
         tensor.copy_(values.view(tensor.shape))
     assert not pieces, f"{stem} holds more than the network: {sorted(pieces)}"
-    return seconds
+    return note
 
 
 def _paths(stem: Path) -> list[Path]:

@@ -6,7 +6,6 @@ network, rows in a file of their own and no page.
 """
 
 import argparse
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from benchmarks import _rows
 from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
-from benchmarks._score import correct, packed, paired_interval, percent, unpacked
-from benchmarks._train import run_in_kernels
+from benchmarks._score import correct, in_bulk, packed, paired_interval, percent, unpacked
 from tenfold.methods import CP, SVD, Method, SpatialSVD, TensorTrain, Tucker
 
 ROOT = Path(__file__).parent.parent
@@ -115,13 +113,6 @@ def run(job: Job) -> _rows.Row:
         version=tenfold.__version__,
         command=job.command,
     )
-
-
-def in_bulk(model: nn.Module) -> nn.Module:
-    """The same function, quicker on many images: channels last, and trains of convolutions rebuild their kernels."""
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    run_in_kernels(model)
-    return model
 
 
 def within(found: tenfold.Options, params: float, rule: Callable[[float], tenfold.Target]) -> tenfold.Plan:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks._train import Recipe
 from benchmarks.seeds._methods_images import SPLITS, Counts
 from tenfold.methods import CP, DEFAULT, SVD, Method, TensorTrain, Tucker
+from tenfold.train import Recipe
 
 METHODS: Mapping[str, Sequence[Method]] = {
     "svd": (SVD("output"),),
@@ -27,12 +27,12 @@ Part = Literal["base", "scope", "epochs", "sizes"]  # base: the dense networks t
 Start = Literal["random", "trained"]
 
 
-TUNE = Recipe(epochs=3, lr=0.01, schedule="cosine", batch=50)
+TUNE = Recipe(epochs=3, lr=0.01, batch=50, weight_decay=0, distil=0, held_back=0)
 RECIPES: Mapping[Part, Recipe] = {
-    "base": Recipe(epochs=12, lr=0.02, schedule="cosine", batch=50),
+    "base": TUNE.model_copy(update={"epochs": 12, "lr": 0.02}),
     "scope": TUNE,
     # Under a falling rate every network is steady in the end.
-    "epochs": Recipe(epochs=18, lr=0.01, schedule="constant", batch=50),
+    "epochs": TUNE.model_copy(update={"epochs": 18, "warm_up": 0, "schedule": "constant"}),
     "sizes": TUNE,
 }
 
@@ -91,8 +91,9 @@ class Job:
         """How to train it."""
         # Going on from the base with its seed would show it the very crops that it has seen.
         further = 1_000 * (self.start == "trained")
-        recipe = replace(RECIPES[self.part], seed=self.seed + further)
-        return replace(recipe, epochs=min(recipe.epochs, 3)) if self.quick else recipe
+        recipe = RECIPES[self.part]
+        epochs = min(recipe.epochs, 3) if self.quick else recipe.epochs
+        return recipe.model_copy(update={"epochs": epochs, "seed": self.seed + further})
 
     @property
     def counts(self) -> Counts:

@@ -7,8 +7,8 @@ from itertools import groupby, product
 import numpy as np
 
 from benchmarks._folder import VARIABLE
-from benchmarks._train import Recipe
 from benchmarks.seeds._methods_cases import BATCH, COUNTS, DENSE, NAME, RECIPES, Row
+from tenfold.train import Recipe
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _lines(texts: Iterable[str]) -> str:
 
 
 def _text(recipe: Recipe) -> str:
-    rate = "throughout" if recipe.schedule == "constant" else "falling by a half cosine to 0"
+    rate = "throughout" if recipe.schedule == "constant" else "after a warm-up, falling by a half cosine to 0"
     return (
         f"{recipe.epochs} epochs, batches of {recipe.batch}, momentum {recipe.momentum:g}, "
         f"learning rate {recipe.lr:g} {rate}"

@@ -1,8 +1,8 @@
 """CP, Tucker, tensor trains and SVD on convolutions and fully connected layers: a comparison of 2023, made anew.
 
 `python -m benchmarks.seeds.methods` trains what is missing, makes the rows that are missing from
-`benchmarks/results/seed-methods.json`, then `docs/seed-methods.md` and its figures from that file. `--minutes 9` stops
-in time, and the same command goes on from there, epoch by epoch. Finished weights are kept under `--runs` in half
+`benchmarks/results/seed-methods.json`, then `docs/seed-methods.md` and its figures from that file. Whoever stops it may
+run it again: it goes on from the last minute. Finished weights are kept under `--runs` in half
 precision, and judged as kept. To measure anew, delete the file of rows; to train anew, those under `--runs` as well.
 
 Other options choose among the rows: `--part scope --scope fc --method tt cp`. `--quick` is for a look: a few rows, few
@@ -10,11 +10,8 @@ images and epochs, rows in a file of their own and no page.
 """
 
 import argparse
-import json
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,29 +19,19 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 import tenfold
-from benchmarks import _weights
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
-from benchmarks._images import Images
-from benchmarks._rows import make_missing, read, replace_text
-from benchmarks._score import correct, paired_interval, percent
-from benchmarks._train import Clock, OutOfTimeError, run_in_kernels, train
+from benchmarks._rows import read, replace_text
+from benchmarks._score import correct, in_bulk, paired_interval, percent
+from benchmarks._train import Trained, fit, kept
 from benchmarks.seeds._methods_cases import BATCH, CHOICES, DENSE, METHODS, NAME, Job, Row, jobs
 from benchmarks.seeds._methods_images import SPLITS, Split, split_images
 from benchmarks.seeds._methods_page import page
 from benchmarks.seeds._small_net import FROZEN, small_net
 from tenfold._apply import skeleton
+from tenfold.train import Finetuned
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how long to work; no part of what a row is."""
-
-    device: torch.device
-    runs: Path
-    clock: Clock
 
 
 class Compression(BaseModel):
@@ -56,84 +43,64 @@ class Compression(BaseModel):
     accuracy: float | None = None  # percent, right after
 
 
-def run(job: Job, place: Place) -> Row:
+def run(job: Job, runs: Path) -> Row:
     """Compress, train what the row needs, and judge it."""
-    known = compression(job.planned, place)
+    known = compression(job.planned, runs)
     if known.refused:
-        return row(job, place, known)
-    small, seconds = network(job, place)
-    dense, _ = network(job.control, place)
-    report = tenfold.verify(small, dense, [example(job, place, BATCH)])
-    low, high = paired_interval(right_answers(job, place), right_answers(job.control, place))
-    return row(job, place, known).model_copy(
+        return row(job, runs, known)
+    small = network(job, runs)
+    dense = network(job.control, runs)
+    report = tenfold.verify(small.model, dense.model, [example(job, BATCH)])
+    low, high = paired_interval(right_answers(job, runs), right_answers(job.control, runs))
+    return row(job, runs, known).model_copy(
         update={
             "accuracy_at_once": known.accuracy if job.start == "trained" else None,
-            "accuracy": round(percent(right_answers(job, place)), 4),
+            "accuracy": round(percent(right_answers(job, runs)), 4),
             "interval": (round(low, 4), round(high, 4)),
-            "curve": tuple(known_curve(curve_path(job, place))),
+            "curve": small.metrics,
             "params_ratio": round(report.small.params / report.dense.params, 5),
             "macs_ratio": round(report.small.macs / report.dense.macs, 5),
             "latency_ratio": round(report.small.milliseconds / report.dense.milliseconds, 4),
             "latency_ms": round(report.small.milliseconds, 4),
-            "train_seconds": round(seconds, 1),
+            "train_seconds": small.seconds,
             "device": report.device,
         }
     )
 
 
-def row(job: Job, place: Place, known: Compression) -> Row:
+def row(job: Job, runs: Path, known: Compression) -> Row:
     """A row without the figures of the small network."""
     return Row(
         **{name: getattr(job, name) for name in (*CHOICES, "quick", "command")},
         split=SPLITS[job.data],
         refused=known.refused,
-        base_accuracy=round(percent(right_answers(job.base, place)), 4),
-        control_accuracy=round(percent(right_answers(job.control, place)), 4),
+        base_accuracy=round(percent(right_answers(job.base, runs)), 4),
+        control_accuracy=round(percent(right_answers(job.control, runs)), 4),
         plan_seconds=round(known.seconds, 2),
-        device=str(place.device),
+        device="cpu",
         version=tenfold.__version__,
     )
 
 
 @cache
-def network(job: Job, place: Place) -> tuple[nn.Module, float]:
-    """The trained network as it is kept, and the seconds that its training took."""
-    stem = place.runs / job.stem
-    if not _weights.complete(stem):
-        checkpoint = stem.with_name(f"{stem.name}.pt")
-        # Where training goes on, the checkpoint brings the weights.
-        model = empty(job, place) if checkpoint.exists() else started(job, place)
-        run_in_kernels(model)
-        _weights.save(stem, model, trained(model, job, place, checkpoint))
-        checkpoint.unlink()
-    model = empty(job, place)
-    seconds = _weights.load(stem, model)
-    return model.eval(), seconds
+def network(job: Job, runs: Path) -> Trained:
+    """The trained network as it is kept."""
 
+    def train(folder: Path) -> Finetuned:
+        split, found = images_of(job), compression(job.planned, runs).plan
+        if job.start == "trained":
+            dense = network(job.base, runs).model
+            small = tenfold.apply(dense, found)
+        else:
+            dense = fresh(small_net(job.size, job.classes), torch.device("cpu"), job.seed)
+            small = fresh(shape(job, found), torch.device("cpu"), job.seed)
 
-def trained(model: nn.Module, job: Job, place: Place, checkpoint: Path) -> float:
-    """Train a network where it is, and return the seconds; where it is a curve that is asked for, judge every epoch."""
-    images = images_of(job).train
-    on_device = Images(images.pixels.to(place.device), images.labels.to(place.device))
-    if job.part == "epochs":
-        path = curve_path(job, place)
-        curve = known_curve(path)
-        # The rate is constant, so that a shorter recipe is the beginning of a longer one.
-        for epoch in range(len(curve) + 1, job.recipe.epochs + 1):
-            train(model, on_device, replace(job.recipe, epochs=epoch), checkpoint=checkpoint, clock=place.clock)
-            curve.append(round(percent(correct(model, images_of(job).held_back)), 4))
-            replace_text(path, json.dumps(curve))
-    return train(model, on_device, job.recipe, checkpoint=checkpoint, clock=place.clock)
+        def held_back(model: nn.Module) -> Tensor:
+            return correct(model, split.held_back).double()
 
+        return fit(small, dense, split.train, job.recipe, folder, held_back if job.part == "epochs" else None)
 
-def curve_path(job: Job, place: Place) -> Path:
-    """Where the accuracies of a job's epochs are kept."""
-    return place.runs / f"{job.stem}.curve.json"
-
-
-def known_curve(path: Path) -> list[float]:
-    """The accuracies after the epochs so far."""
-    return json.loads(path.read_text()) if path.exists() else []
+    return kept(runs / job.stem, lambda: shape(job, compression(job.planned, runs).plan), train)
 
 
 def shape(job: Job, plan: tenfold.Plan) -> nn.Module:
@@ -142,37 +109,22 @@ def shape(job: Job, plan: tenfold.Plan) -> nn.Module:
         return skeleton(small_net(job.size, job.classes), plan)
 
 
-def empty(job: Job, place: Place) -> nn.Module:
-    """The network without values."""
-    return shape(job, compression(job.planned, place).plan).to_empty(device=place.device)
-
-
-def started(job: Job, place: Place) -> nn.Module:
-    """The network before training."""
-    plan = compression(job.planned, place).plan
-    if job.start == "random":
-        return fresh(shape(job, plan), place.device, job.seed)
-    return tenfold.apply(network(job.base, place)[0], plan)
-
-
 @cache
-def compression(job: Job, place: Place) -> Compression:
+def compression(job: Job, runs: Path) -> Compression:
     """The plan of a job, searched once and kept."""
     if job.method == DENSE:
         return Compression()
-    path = place.runs / f"{job.stem}.plan.json"
+    path = runs / f"{job.stem}.plan.json"
     if not path.exists():
-        replace_text(path, compressed(job, place).model_dump_json(indent=2))
+        replace_text(path, compressed(job, runs).model_dump_json(indent=2))
     return Compression.model_validate_json(path.read_text())
 
 
-def compressed(job: Job, place: Place) -> Compression:
+def compressed(job: Job, runs: Path) -> Compression:
     """Choose the ranks under the budget, and judge what comes of it."""
-    dense, _ = network(job.base, place)
+    dense = network(job.base, runs).model
     start = time.perf_counter()
-    options = tenfold.options(
-        dense, example=example(job, place, 1), methods=METHODS[job.method], freeze=FROZEN[job.scope]
-    )
+    options = tenfold.options(dense, example=example(job, 1), methods=METHODS[job.method], freeze=FROZEN[job.scope])
     in_scope = sum(layer.module.weight.numel() for layer in options.graph.free)
     try:
         plan = options.plan(tenfold.Budget(params=options.dense.params - in_scope + in_scope // job.fewer))
@@ -180,14 +132,14 @@ def compressed(job: Job, place: Place) -> Compression:
         return Compression(refused=str(refusal), seconds=time.perf_counter() - start)
     small = tenfold.apply(dense, plan)
     seconds = time.perf_counter() - start
-    at_once = percent(correct(small, images_of(job).judged))
+    at_once = percent(correct(in_bulk(small), images_of(job).judged))
     return Compression(plan=plan, seconds=seconds, accuracy=round(at_once, 4))
 
 
 @cache
-def right_answers(job: Job, place: Place) -> Tensor:
+def right_answers(job: Job, runs: Path) -> Tensor:
     """Which of the images that decide a network gets right."""
-    return correct(network(job, place)[0], images_of(job).judged)
+    return correct(in_bulk(network(job, runs).model), images_of(job).judged)
 
 
 def images_of(job: Job) -> Split:
@@ -195,10 +147,10 @@ def images_of(job: Job) -> Split:
     return split_images(job.data, job.size, job.classes, job.counts)
 
 
-def example(job: Job, place: Place, count: int) -> Tensor:
+def example(job: Job, count: int) -> Tensor:
     """A batch of images."""
     inputs, _ = next(images_of(job).judged.batches(count))
-    return inputs.to(place.device)
+    return inputs
 
 
 def chosen(asked: argparse.Namespace) -> list[Job]:
@@ -220,22 +172,11 @@ def arguments() -> argparse.Namespace:
         values = list(dict.fromkeys(getattr(job, name) for job in every))
         parser.add_argument(f"--{name}", nargs="+", choices=values, type=type(values[0]), help="rows with these only")
     parser.add_argument("--quick", action="store_true", help="few rows, images and epochs")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time; run again to go on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="weights, plans and checkpoints"
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
-
-
-def make_rows(asked: Iterable[Job], path: Path, place: Place) -> None:
-    """Make the missing rows.
-
-    Raises:
-        OutOfTimeError: where the time is over first.
-    """
-    make_missing(path, Row, [(job.command, partial(run, job, place)) for job in asked])
 
 
 def publish(rows: list[Row]) -> None:
@@ -254,13 +195,8 @@ def main() -> None:
     asked = arguments()
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    place = Place(torch.device(asked.device), asked.runs, Clock(asked.minutes))
     path = ROOT / "benchmarks" / "results" / f"{NAME}{'-quick' * asked.quick}.json"
-    try:
-        make_rows(chosen(asked), path, place)
-        print("all rows are made")
-    except OutOfTimeError:
-        print("time is over; run the same command again to go on")
+    make_missing(path, Row, [(job.command, partial(run, job, asked.runs)) for job in chosen(asked)])
     if not asked.quick and (rows := read(path, Row)):
         publish(rows)
 

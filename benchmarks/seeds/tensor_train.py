@@ -1,41 +1,54 @@
 """Tensor-train networks of Garipov et al. 2016 (arXiv 1611.03214), rebuilt, and what this library makes instead.
 
 `python -m benchmarks.seeds.tensor_train` trains what is missing, makes the rows that are missing from
-`benchmarks/results/seed-tensor-train.json`, then `docs/seed-tensor-train.md` from that file. `--minutes 9` stops in
-time, and the same command goes on from there, epoch by epoch. Finished weights are kept under `--runs` in half
-precision, and judged as kept.
+`benchmarks/results/seed-tensor-train.json`, then `docs/seed-tensor-train.md` from that file. Whoever stops it may run
+it again: it goes on from the last minute. Finished weights are kept under `--runs` in half precision, and judged as
+kept. To measure anew, delete the file of rows; to train anew, those under `--runs` as well.
 
-`--structure` prints the parameters of every network, counted, beside the published ones; it needs no data. `--plan`
-makes the plans that need a search, where the dense networks are trained, and stops: the rest then needs no solver.
-`--tune` judges on a tenth of the training split, held back from all training, and rows go to a file of their own.
-`--quick` is for a look: 1,000 images, one epoch, rows in a file of their own and no page.
+`--short` trains for a fifth of the epochs, which is what a CPU can do. `--structure` prints the parameters of every
+network, counted, beside the published ones; it needs no data. `--lr` trains at another rate, prints the accuracy on
+training images that were held back, and makes no row. `--quick` is for a look: 1,000 images, one epoch, rows in a
+file of their own and no page.
 """
 
 import argparse
-from collections.abc import Iterable
+import logging
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import tenfold
-from benchmarks import _rows, _weights
+from benchmarks import _rows
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
-from benchmarks._score import correct, paired_interval, percent
-from benchmarks._train import Clock, OutOfTimeError, Recipe, run_in_kernels, train
-from benchmarks.seeds._cases import CASES, CONTROL, DATA, DENSE, FROZEN, Case, in_fast_forms, ranks_plan, shape
+from benchmarks._score import correct, in_bulk, packed, paired_interval, percent
+from benchmarks._train import Trained, fit, kept
+from benchmarks.seeds._cases import (
+    CASES,
+    CONTROL,
+    DATA,
+    DENSE,
+    FROZEN,
+    SHORTER,
+    Case,
+    dense_shape,
+    in_fast_forms,
+    ranks_plan,
+    shape,
+)
 from benchmarks.seeds._garipov import NETS
 from benchmarks.seeds._page import page
+from tenfold.train import Finetuned, Recipe
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = "seed-tensor-train"
-TRAIN, TEST, HELD_BACK = "train", "test", "train, held back"
 METHODS = tuple(dict.fromkeys(method for _, method in CASES))
 IMAGES, QUICK_IMAGES = 50_000, 1_000
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 128
 
 
 @dataclass(frozen=True)
@@ -45,10 +58,9 @@ class Job:
     net: str
     method: str
     seed: int
+    short: bool
     quick: bool
-    tune: bool
-    epochs: int | None = None  # this and the next: instead of the recipe's
-    lr: float | None = None
+    lr: float | None = None  # instead of the recipe's
 
     @property
     def case(self) -> Case:
@@ -58,13 +70,9 @@ class Job:
     @property
     def options(self) -> str:
         """What makes this row and no other."""
-        named = {"epochs": self.epochs, "lr": self.lr}
-        changed = "".join(f" --{name} {value:g}" for name, value in named.items() if value is not None)
-        return (
-            f"--net {self.net} --method {self.method} --seed {self.seed}{changed}"
-            + " --tune" * self.tune
-            + " --quick" * self.quick
-        )
+        named = f"--net {self.net} --method {self.method} --seed {self.seed}"
+        rate = "" if self.lr is None else f" --lr {self.lr:g}"
+        return named + rate + " --short" * self.short + " --quick" * self.quick
 
     @property
     def command(self) -> str:
@@ -80,7 +88,7 @@ class Job:
     @property
     def dense(self) -> "Job":
         """The dense network that this one starts from, or is compared with."""
-        return replace(self, method=DENSE, epochs=None, lr=None)
+        return replace(self, method=DENSE, lr=None)
 
     @property
     def control(self) -> "Job":
@@ -90,131 +98,114 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """How to train it."""
+        recipe = self.case.recipe
+        epochs = 1 if self.quick else recipe.epochs // SHORTER if self.short else recipe.epochs
         # Going on from the dense network with its seed would show it the very crops that it has seen.
-        further = 1_000 * (self.case.start == "trained")
-        recipe = replace(self.case.recipe, seed=self.seed + further)
-        epochs = self.epochs or (1 if self.quick else recipe.epochs)
-        return replace(recipe, epochs=epochs, lr=self.lr or recipe.lr)
+        seed = self.seed + 1_000 * (self.case.start == "trained")
+        return recipe.model_copy(update={"epochs": epochs, "seed": seed, "lr": self.lr or recipe.lr})
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where and how long to work; no part of what a row is."""
-
-    device: torch.device
-    runs: Path
-    clock: Clock
-    graph: bool
-
-
-def run(job: Job, place: Place) -> _rows.Row:
+def run(job: Job, runs: Path) -> _rows.Row:
     """Train what the row needs, and judge it."""
-    (small, seconds), (dense, _) = network(job, place), network(job.dense, place)
-    right, right_dense = right_answers(job, place), right_answers(job.dense, place)
+    small, dense = network(job, runs), network(job.dense, runs)
+    right, right_dense, right_control = (right_answers(each, runs) for each in (job, job.dense, job.control))
     # Costs, and the times of interleaved runs, are those of one image: what a single request waits for.
-    report = tenfold.verify(small, dense, [example(job, place)])
-    low, high = paired_interval(right, right_dense)
+    report = tenfold.verify(small.model, dense.model, [judged_images(job.quick)[:1][0]])
     return _rows.Row(
         net=f"garipov-{job.net}",
         data=DATA,
-        split=HELD_BACK if job.tune else TEST,
+        split="test",
         method=job.method,
         trained=True,
         quick=job.quick,
         dense_accuracy=round(percent(right_dense), 4),
-        control_accuracy=round(percent(right_answers(job.control, place)), 4),
+        control_accuracy=round(percent(right_control), 4),
         accuracy=round(percent(right), 4),
-        interval=(round(low, 4), round(high, 4)),
+        interval=paired_interval(right, right_dense),
+        control_interval=paired_interval(right, right_control),
+        right=packed(right),
         params_ratio=round(report.small.params / report.dense.params, 7),
         macs_ratio=round(report.small.macs / report.dense.macs, 5),
         latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
         seed=job.seed,
         device=report.device,
-        seconds=round(seconds, 1),
+        seconds=small.seconds,
         version=tenfold.__version__,
         command=job.command,
     )
 
 
 @cache
-def network(job: Job, place: Place) -> tuple[nn.Module, float]:
-    """The trained network as it is kept, and the seconds that its training took."""
-    stem = place.runs / job.stem
-    if not _weights.complete(stem):
-        checkpoint = stem.with_name(f"{stem.name}.pt")
-        # Where training goes on, the checkpoint brings the weights.
-        model = empty(job, place) if checkpoint.exists() else started(job, place)
-        run_in_kernels(model)
-        images, _ = split_images(job.quick, job.tune)
-        on_device = Images(images.pixels.to(place.device), images.labels.to(place.device))
-        teacher = network(job.dense, place)[0] if job.recipe.distil and job.case.start == "trained" else None
-        seconds = train(
-            model, on_device, job.recipe, checkpoint=checkpoint, clock=place.clock, teacher=teacher, graph=place.graph
-        )
-        _weights.save(stem, model, seconds)
-        checkpoint.unlink()
-    model = empty(job, place)
-    seconds = _weights.load(stem, model)
-    return model.eval(), seconds
+def network(job: Job, runs: Path) -> Trained:
+    """The trained network as it is kept."""
+
+    def train(folder: Path) -> Finetuned:
+        if job.case.start == "trained":
+            dense = network(job.dense, runs).model
+            small = compressed(job, runs)
+        else:
+            dense = fresh(dense_shape(job.net), torch.device("cpu"), job.seed)
+            small = fresh(shape(job.case), torch.device("cpu"), job.seed)
+        return fit(small, dense, training_images(job.quick), job.recipe, folder)
+
+    return kept(runs / job.stem, lambda: shape(job.case, plan(job, runs)), train)
 
 
-def empty(job: Job, place: Place) -> nn.Module:
-    """The network without values."""
-    return shape(job.case, plan(job, place)).to_empty(device=place.device)
-
-
-def started(job: Job, place: Place) -> nn.Module:
-    """The network before training."""
-    if job.case.start == "random":
-        return fresh(shape(job.case), place.device, job.seed)
-    dense, _ = network(job.dense, place)
-    return tenfold.apply(dense, plan(job, place))
+def compressed(job: Job, runs: Path) -> nn.Module:
+    """The dense network, made smaller by the job's plan."""
+    found = plan(job, runs)
+    if found is None or not found.steps:
+        return network(job.dense, runs).model
+    with tenfold.resumable(runs / "compressing"):
+        told = statistics(job.dense, runs) if job.case.fewer else None
+        return tenfold.apply(network(job.dense, runs).model, found, told)
 
 
 @cache
-def plan(job: Job, place: Place) -> tenfold.Plan | None:
+def plan(job: Job, runs: Path) -> tenfold.Plan | None:
     """The plan of a network that the library builds: of its ranks, or searched once and kept."""
     if not job.case.from_library:
         return None
     if job.case.fewer is None:
         return ranks_plan(job.case)
-    path = plan_path(job, place)
+    path = runs / f"{replace(job, lr=None).stem}.plan.json"
     if not path.exists():
-        dense, _ = network(job.dense, place)
-        options = tenfold.options(dense, example=example(job, place), freeze=FROZEN[job.net])
-        found = in_fast_forms(options.plan(tenfold.Budget(params=1 / job.case.fewer)))
-        _rows.replace_text(path, found.dumps())
+        with tenfold.resumable(runs / "compressing"):
+            options = tenfold.options(
+                network(job.dense, runs).model,
+                example=judged_images(job.quick)[:1][0],
+                statistics=statistics(job.dense, runs),
+                freeze=FROZEN[job.net],
+            )
+            found = options.plan(tenfold.Budget(params=1 / job.case.fewer))
+        _rows.replace_text(path, in_fast_forms(found).dumps())
     return tenfold.Plan.loads(path.read_text(), str(path))
 
 
-def plan_path(job: Job, place: Place) -> Path:
-    """Plans for published rows stay with the source, others with the runs. Tuned numbers do not change a plan."""
-    folder = place.runs if job.quick or job.tune else ROOT / "benchmarks" / "plans"
-    return folder / f"{replace(job, epochs=None, lr=None).stem}.json"
+@cache
+def statistics(job: Job, runs: Path) -> tenfold.Statistics:
+    """What training images tell of the dense network."""
+    images = drawn_images(DATA, "train", CALIBRATION_IMAGES, job.seed)
+    batches = [inputs for inputs, _ in images.batches(CALIBRATION_BATCH)]
+    return tenfold.calibrate(network(job, runs).model, batches, seed=job.seed)
 
 
 @cache
-def right_answers(job: Job, place: Place) -> Tensor:
+def right_answers(job: Job, runs: Path) -> Tensor:
     """Which of the images that decide a network gets right."""
-    _, judged = split_images(job.quick, job.tune)
-    return correct(network(job, place)[0], judged)
+    return correct(in_bulk(network(job, runs).model), judged_images(job.quick))
 
 
 @cache
-def split_images(quick: bool, tune: bool) -> tuple[Images, Images]:
-    """Images to train on, and images that decide."""
-    drawn = drawn_images(DATA, TRAIN, QUICK_IMAGES if quick else IMAGES, seed=0)
-    if not tune:
-        return drawn, first_images(DATA, TEST, QUICK_IMAGES if quick else None)
-    held = len(drawn) // 10
-    judged, kept = (Images(drawn.pixels[part], drawn.labels[part]) for part in (slice(held), slice(held, None)))
-    return kept, judged
+def training_images(quick: bool) -> Images:
+    """Images to train on."""
+    return drawn_images(DATA, "train", QUICK_IMAGES if quick else IMAGES, seed=0)
 
 
-def example(job: Job, place: Place) -> Tensor:
-    """One image."""
-    inputs, _ = next(split_images(job.quick, job.tune)[1].batches(1))
-    return inputs.to(place.device)
+@cache
+def judged_images(quick: bool) -> Images:
+    """Images that decide."""
+    return first_images(DATA, "test", QUICK_IMAGES if quick else None)
 
 
 def structure() -> str:
@@ -236,21 +227,12 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def line(row: _rows.Row) -> str:
-    """A row in one line, for the terminal."""
-    low, high = row.interval
-    return (
-        f"{row.net} {row.method}: {row.accuracy:.2f} % (dense {row.dense_accuracy:.2f}, "
-        f"change {low:+.2f} to {high:+.2f}), {1 / row.params_ratio:.2f}x fewer parameters, "
-        f"multiply-adds x{row.macs_ratio:.3f}, latency x{row.latency_ratio:.2f}, {row.seconds:.0f} s"
-    )
-
-
 def jobs(asked: argparse.Namespace) -> list[Job]:
     """The rows that the command line asks for, in the order of the page."""
     return [
-        Job(net, method, asked.seed, asked.quick, asked.tune, asked.epochs, asked.lr)
+        Job(net, method, seed, asked.short, asked.quick, asked.lr)
         for net, method in CASES
+        for seed in asked.seed
         if net in asked.net and method in asked.method
     ]
 
@@ -262,36 +244,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--net", nargs="+", choices=NETS, default=[*NETS])
     parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's, to tune")
-    parser.add_argument("--lr", type=float, help="instead of the recipe's, to tune")
-    parser.add_argument("--tune", action="store_true", help="judge on a tenth of the training split, held back")
+    parser.add_argument("--seed", nargs="+", type=int, default=[0])
+    parser.add_argument("--short", action="store_true", help="a fifth of the epochs")
+    parser.add_argument("--lr", type=float, help="try another rate on training images; makes no row")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_IMAGES:,} images and one epoch")
     parser.add_argument("--structure", action="store_true", help="count parameters, and stop")
-    parser.add_argument("--plan", action="store_true", help="make the plans that are missing, and stop")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time; run again to go on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--graph", action="store_true", help="replay passes as CUDA graphs")
     parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="weights and checkpoints")
-    parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
-    if (asked.epochs or asked.lr) and not (asked.tune or asked.quick):
-        parser.error("--epochs and --lr are for --tune and --quick: published rows follow the recipes.")
-    return asked
-
-
-def make_rows(asked: Iterable[Job], path: Path, place: Place) -> None:
-    """Make the missing rows.
-
-    Raises:
-        OutOfTimeError: where the time is over first.
-    """
-    done = {row.command for row in _rows.read(path)}
-    for job in asked:
-        if job.command not in done:
-            row = run(job, place)
-            _rows.add(path, row)
-            print(line(row), flush=True)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -302,20 +262,16 @@ def main() -> None:
         return
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    place = Place(torch.device(asked.device), asked.runs, Clock(asked.minutes), asked.graph)
-    kind = "-tune" * asked.tune + "-quick" * asked.quick
-    path = ROOT / "benchmarks" / "results" / f"{NAME}{kind}.json"
-    try:
-        if asked.plan:
-            for job in jobs(asked):
-                plan(job, place)
-        else:
-            make_rows(jobs(asked), path, place)
-            print("all rows are made")
-    except OutOfTimeError:
-        print("time is over; run the same command again to go on")
-    if not kind and (rows := _rows.read(path)):
-        _rows.replace_text(ROOT / "docs" / f"{NAME}.md", page(rows))
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("tenfold").setLevel(logging.INFO)  # every epoch, as it ends
+    if asked.lr:
+        for job in jobs(asked):
+            print(f"{job.stem}: {network(job, asked.runs).metrics[-1]:.2f} % of training images held back")
+        return
+    path = ROOT / "benchmarks" / "results" / f"{NAME}{'-quick' * asked.quick}.json"
+    _rows.make_missing(path, _rows.Row, [(job.command, partial(run, job, asked.runs)) for job in jobs(asked)])
+    if not asked.quick:
+        _rows.replace_text(ROOT / "docs" / f"{NAME}.md", page(_rows.read(path)))
 
 
 if __name__ == "__main__":
