@@ -11,7 +11,7 @@ images and epochs, rows in a file of their own and no page.
 
 import argparse
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import tenfold
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
-from benchmarks._rows import read, replace_text
+from benchmarks._rows import make_missing, read, replace_text
 from benchmarks._score import correct, in_bulk, paired_interval, percent
 from benchmarks._train import Trained, fit, kept
 from benchmarks.seeds._methods_cases import BATCH, CHOICES, DENSE, METHODS, NAME, Job, Row, jobs
