@@ -67,7 +67,7 @@ class Weighed(tenfold.Target):
 
         def price(pool: Pool) -> Floats:
             assert pool.moves is not None
-            return SUMS[self.how](pool.errors, pool.moves, self.measured[pool.layers])
+            return SUMS[self.how](pool.errors[:, 0], float(pool.moves[0]), self.measured[pool.layers])
 
         return chosen(options, {"params": int(self.share * options.dense.params)}, price)
 
@@ -121,9 +121,9 @@ def measured(net: str, methods: str) -> dict[Sequence[str], float]:
     inputs = torch.cat(batches)[:TRIED_IMAGES]
     drifts = {}
     for pool in pooled(ladder.cheaper() for ladder in found.ladders):
-        index = int(np.abs(np.log(pool.errors / TRIED_ERROR)).argmin())
+        index = int(np.abs(np.log(pool.worst / TRIED_ERROR)).argmin())
         small = tenfold.apply(model, tenfold.Plan([pool.step(index)]), found.statistics)
-        drifts[pool.layers] = drift(small, model, inputs)[2] / float(pool.errors[index])
+        drifts[pool.layers] = drift(small, model, inputs)[2] / float(pool.worst[index])
     return drifts
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tenfold.methods import DEFAULT, SVD, SpatialSVD, TensorTrain
+from tenfold.methods import DEFAULT, SVD, JointSVD, SpatialSVD, TensorTrain
 from tenfold.testing import AWKWARD, CHECKS, Case, check_method
 
-METHODS = (*DEFAULT, TensorTrain("naive"))
+METHODS = (*DEFAULT, TensorTrain("naive"), JointSVD("right"), JointSVD("left"), JointSVD("both", share=0.4))
 SERVED = [(method, name) for method in METHODS for name in AWKWARD if Case(name, method).sites]
 
 
@@ -34,11 +34,13 @@ def test_linear_layers_of_other_libraries(method, module, name, sizes):
 
 
 def test_who_serves_what():
-    """Spatial SVD needs two kernel axes, trains do not run transposed; everything else serves every layer."""
+    """Spatial SVD needs two kernel axes, trains do not run transposed, joint SVD does neither that nor groups."""
     every = {(method, name) for method in METHODS for name in AWKWARD}
     for method, name in every - set(SERVED):
         layer = AWKWARD[name][0]()
-        if isinstance(method, SpatialSVD):
+        if isinstance(method, JointSVD):
+            assert getattr(layer, "groups", 1) > 1 or type(layer) not in method.serves
+        elif isinstance(method, SpatialSVD):
             assert len(getattr(layer, "kernel_size", ())) != 2
         else:
             assert isinstance(method, TensorTrain)
@@ -66,5 +68,5 @@ def test_the_svd_curve_is_the_squared_weight_error(name, side):
     curve = case.method.curve(case.sites[0])
     energy = float(case.dense.weight.detach().square().sum())
     for rank in case.ranks():
-        found = float((case.new(rank).weight - case.dense.weight).detach().square().sum())
-        assert found == pytest.approx(float(curve.errors[rank[0] - 1]), rel=1e-6, abs=1e-12 * energy)
+        found = float((case.new(rank)[0].weight - case.dense.weight).detach().square().sum())
+        assert found == pytest.approx(float(curve.errors[rank[0] - 1, 0]), rel=1e-6, abs=1e-12 * energy)

@@ -148,7 +148,7 @@ def test_the_whitened_curve_is_the_error_of_the_outputs(layer):
     for index, rank in enumerate(ladder.ranks.tolist()[:-1]):
         small = tenfold.apply(model, found.plan(Ranks(rank=rank[0])), statistics)
         error = float(((small(x) - outputs).square().sum() / centred.square().sum()).detach())
-        assert ladder.errors[index] == pytest.approx(error, rel=0.02, abs=1e-9)
+        assert ladder.errors[index, 0] == pytest.approx(error, rel=0.02, abs=1e-9)
 
 
 def test_the_whitened_fit_is_the_best_one():
@@ -348,8 +348,8 @@ def test_curves_are_near_what_fits_reach(shared_data):
     for ladder in found.ladders:
         site = ladder.candidate.site
         metrics = _fit.metrics_of(site, statistics)
-        between = np.flatnonzero((ladder.errors > 0.005) & (ladder.errors < 0.9))[::5]
-        for rank, predicted in zip(ladder.ranks[between], ladder.errors[between], strict=True):
+        between = np.flatnonzero((ladder.errors[:, 0] > 0.005) & (ladder.errors[:, 0] < 0.9))[::5]
+        for rank, predicted in zip(ladder.ranks[between], ladder.errors[between, 0], strict=True):
             new = _fit.made(ladder.candidate.method, site, tuple(rank.tolist()), metrics)
             left = _fit.stood_for(new[0]).double() - matrices(site.modules[0]).flatten(2)
             reached = float(metrics[0].square(left).detach()) / _fit.lost_altogether(site, metrics)

@@ -200,7 +200,7 @@ def test_minmax_has_the_least_worst_error_under_the_budget(net, budget):
     small = tenfold.measure(tenfold.apply(net, plan), x)
     assert all(getattr(small, name) <= limit for name, limit in budget.limits(found).items())
     # Oracle: the best threshold from the curves, by trying every one.
-    errors = sorted({float(e) for ladder in found.ladders for e in ladder.cheaper().errors})
+    errors = sorted({float(e) for ladder in found.ladders for e in ladder.cheaper().errors[:, 0]})
     worst = worst_error(found, plan)
     for threshold in [e for e in errors if e < worst * (1 - 1e-6)]:
         assert not fits(found, budget, threshold)
@@ -215,7 +215,7 @@ def fits(found, budget, threshold):
             row
             for ladder in found.ladders
             if ladder.candidate.site.layers == site
-            for row, error in zip(ladder.cheaper().costs, ladder.cheaper().errors, strict=True)
+            for row, error in zip(ladder.cheaper().costs, ladder.cheaper().errors[:, 0], strict=True)
             if error <= threshold
         ]
         if rows:

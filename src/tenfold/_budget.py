@@ -59,8 +59,8 @@ class Budget(Target):
             if limit is not None
         }
 
-    def weighed(self, errors: NDArray[np.float64], moves: float | None) -> NDArray[np.float64]:
-        """What the choice adds up over layers, of each relative squared error e.
+    def weighed(self, errors: NDArray[np.float64], moves: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """What the choice adds up over layers, of each relative squared error e `(options, layers)`.
 
         By the weights alone, noise over signal: e / (1 - e). With statistics, the geometric mean of that and of m e,
         what moves in the outputs (m where the layer is lost): sqrt(m) e / sqrt(1 - e). Against sums of e or of m e,
@@ -73,7 +73,7 @@ class Budget(Target):
         return self._within(options, self.limits(options))
 
     def _within(self, options: Options, limits: Mapping[str, int]) -> list[Step]:
-        return chosen(options, limits, lambda pool: self.weighed(pool.errors, pool.moves))
+        return chosen(options, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
 
     def searched(self, options: Options, judge: Judge) -> list[Step]:
         if self.max_drop is None:
@@ -136,6 +136,7 @@ class Pool:
         self.layers = ladders[0].candidate.site.layers
         self.moves = ladders[0].moves
         self.costs = np.concatenate([ladder.costs for ladder in ladders])
+        self.worst = np.concatenate([ladder.errors.max(1, initial=0) for ladder in ladders])  # of any of the layers
         self.errors = np.concatenate([ladder.errors for ladder in ladders])
         self._ladders = ladders
         self._starts = np.cumsum([0] + [len(ladder.errors) for ladder in ladders])

@@ -15,7 +15,7 @@ from torch import nn
 
 from tenfold._apply import apply
 from tenfold._calibrate import Statistics
-from tenfold._cost import Cost, layer_cost, measure, own_cost
+from tenfold._cost import Cost, layers_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._errors import TenfoldError
 from tenfold._fit import kept_curve, lost_altogether, metrics_of
@@ -47,10 +47,10 @@ class Ladder:
 
     candidate: Candidate
     ranks: NDArray[np.int64]  # (options, entries)
-    errors: NDArray[np.float64]  # (options,), squared, relative to losing the layers altogether
+    errors: NDArray[np.float64]  # (options, layers), squared, relative to losing the layer altogether
     costs: NDArray[np.int64]  # (options, 3), change against dense, in the order of LIMITED
     dense: NDArray[np.int64]  # (3,), the cost of the dense layers
-    moves: float | None = None  # in the outputs, were the layers lost; where statistics tell (`Budget.weighed`)
+    moves: NDArray[np.float64] | None = None  # (layers,), in the outputs, were it lost; where statistics tell
 
     def cheaper(self) -> "Ladder":
         """The options that are `cheaper` than dense."""
@@ -119,7 +119,7 @@ class Options:
         """Parameters, multiply-adds and bytes of every layer as it is; of other modules, what they hold themselves."""
         served = {name for candidate in self.candidates for name in candidate.site.layers}
         return {
-            name: layer_cost(layer.module, layer.calls)
+            name: layers_cost([layer.module], [layer.calls])
             if name in served or issubclass(kind(layer.module), LAYERS)
             else own_cost(layer.module)
             for name, layer in self.graph.layers.items()
@@ -159,19 +159,20 @@ class Options:
         own = [ladder for ladder in self.ladders if name in ladder.candidate.site.layers]
         if any(len(ladder.cheaper().ranks) for ladder in own):
             return None
-        least, _ = min((int(ladder.costs[i, 0]), i) for ladder in own for i in [ladder.costs[:, 0].argmin()])
-        dense = int(self.dense_costs[name][0])
-        return f"no rank is cheaper: the least takes {dense + least:,} parameters; dense takes {dense:,}"
+        ladder = min(own, key=lambda ladder: int(ladder.costs[:, 0].min()))
+        dense = int(ladder.dense[0])
+        least = dense + int(ladder.costs[:, 0].min())
+        return f"no rank is cheaper: the least takes {least:,} parameters; dense takes {dense:,}"
 
     def _ladder(self, candidate: Candidate) -> Ladder:
         metrics = metrics_of(candidate.site, self.statistics)
         curve = kept_curve(candidate.method, candidate.site, metrics)
         if metrics is None:
             norms = [torch.linalg.vector_norm(m.weight.detach(), dtype=torch.float64) for m in candidate.site.modules]
-            whole, moves = sum(float(norm) ** 2 for norm in norms), None
+            whole, moves = np.array([float(norm) ** 2 for norm in norms]), None
         else:
             whole = moves = lost_altogether(candidate.site, metrics)
-        errors, changes = curve.errors / max(whole, 1e-300), self.change(candidate, curve.ranks)
+        errors, changes = curve.errors / np.maximum(whole, 1e-300), self.change(candidate, curve.ranks)
         return Ladder(candidate, curve.ranks, errors, changes, self.dense_cost(candidate), moves)
 
 
@@ -255,8 +256,7 @@ def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDAr
     def run(rank: Iterable[int]) -> NDArray[np.int64]:
         with torch.device("meta"):
             new = candidate.method.skeleton(candidate.site, tuple(int(entry) for entry in rank))
-        calls = [graph.layers[name].calls for name in candidate.site.layers]
-        return np.sum([layer_cost(*pair) for pair in zip(new, calls, strict=True)], axis=0)
+        return layers_cost(new, [graph.layers[name].calls for name in candidate.site.layers])
 
     if len(ranks) <= 2 ** ranks.shape[1] + 1:
         return np.array([run(rank) for rank in ranks])

@@ -62,14 +62,19 @@ def measure(model: nn.Module, example: Any, *, latency: bool = False) -> Cost:
     )
 
 
-def layer_cost(module: nn.Module, calls: Iterable[Call]) -> NDArray[np.int64]:
-    """Parameters, multiply-adds and bytes of a layer for these calls, from a run on the meta device."""
-    parameters, buffers = [*module.parameters()], [*module.buffers()]
+def layers_cost(modules: Iterable[nn.Module], calls: Iterable[Iterable[Call]]) -> NDArray[np.int64]:
+    """Parameters, multiply-adds and bytes of layers for the calls of each, from a run on the meta device.
+
+    What several of them share is stored once.
+    """
+    whole: Any = nn.ModuleList(modules)
+    parameters, buffers = [*whole.parameters()], [*whole.buffers()]
     if not all(tensor.is_meta for tensor in [*parameters, *buffers]):
-        module = on_meta(module)
+        whole = on_meta(whole)
     with torch.no_grad(), counting_macs() as counter:
-        for call in calls:
-            module(torch.empty(call.shape, dtype=call.dtype, device="meta"))
+        for module, own in zip(whole, calls, strict=True):
+            for call in own:
+                module(torch.empty(call.shape, dtype=call.dtype, device="meta"))
     params, stored = stored_size(parameters, buffers)
     return np.array([params, counter.get_total_flops() // 2, stored])
 

@@ -39,8 +39,7 @@ class Factored(nn.Sequential):
     @property
     def weight(self) -> Tensor:
         """The dense weight that the factors stand for, in the shape in which the dense layer stores it."""
-        parts = [_grouped(kernels(factor), groups(self)) for factor in self]
-        return to_stored(self.replaces, reduce(_compose, parts))
+        return to_stored(self.replaces, _chained(self, groups(self)))
 
     @property
     def bias(self) -> Tensor | None:
@@ -66,6 +65,47 @@ class Factored(nn.Sequential):
             return None
         squares = [_squares(first, 1), *(_squares(part, 1) for part in middle), _squares(last, 2)]
         return float(reduce(torch.mul, squares).sum() / self.weight.detach().double().square().sum())
+
+
+class Sum(nn.Module):
+    """Two chains of factor layers whose outputs add."""
+
+    def __init__(self, first: nn.Sequential, second: nn.Sequential) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of both."""
+        return self.first(x) + self.second(x)
+
+    def kernels(self) -> Tensor:
+        """The kernels that both stand for, `(1, o, i, ...)`."""
+        return _chained(self.first, 1) + _chained(self.second, 1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, which only the last layer of the second chain has."""
+        last: Any = self.second[-1]
+        return getattr(last, "bias", None)
+
+
+def allocate(model: nn.Module, device: torch.device) -> None:
+    """Give a model on the meta device memory on another. What layers share stays shared (not so by `to_empty`)."""
+    new: dict[int, Any] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = new.setdefault(id(tensor), _allocated(tensor, device))
+
+
+def _allocated(tensor: Tensor, device: torch.device) -> Tensor:
+    empty = torch.empty_like(tensor, device=device)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _chained(factors: nn.Sequential, groups: int) -> Tensor:
+    return reduce(_compose, [_grouped(kernels(factor), groups) for factor in factors])
 
 
 def _squares(part: Tensor, kept: int) -> Tensor:

@@ -8,20 +8,23 @@ would do factor by factor, in fewer steps and without a formula for each method.
 # g groups, O outputs, K inputs times kernel positions
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tenfold._calibrate import Statistics
-from tenfold._factored import Factored
+from tenfold._factored import Factored, allocate
 from tenfold._layers import channels, from_stored, groups, has_bias, matrices
 from tenfold._method import Curve, Method, Site
 from tenfold._metric import Metric
 from tenfold._plan import Rank
 from tenfold._resume import kept
+
+Floats = NDArray[np.float64]
 
 _STEPS, _CURVE_STEPS = 300, 20  # of descent: for the weights, and for a rank of the curve
 _WORK = 6e10  # multiply-adds that a descent may take: large layers get fewer steps, and at least five
@@ -55,7 +58,7 @@ def made(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric] | Non
 
 
 def kept_curve(method: Method, site: Site, metrics: Sequence[Metric] | None) -> Curve:
-    """Squared errors, summed over the site's layers, at each rank: of the weights, or of fits in the metrics."""
+    """Squared errors of each of the site's layers at each rank: of the weights, or of fits in the metrics."""
 
     def found() -> dict[str, Tensor]:
         made = method.curve(site) if metrics is None else _curve(method, site, metrics)
@@ -66,7 +69,7 @@ def kept_curve(method: Method, site: Site, metrics: Sequence[Metric] | None) -> 
 
 
 def _curve(method: Method, site: Site, metrics: Sequence[Metric]) -> Curve:
-    """Squared errors of fits in the metrics, summed over the site's layers, at each rank of the method's own curve.
+    """Squared errors of fits in the metrics, layer by layer, at each rank of the method's own curve.
 
     Exact where the method knows them in closed form. Else a few ranks are tried; between them, the ratio of the error
     in the metrics to that of the weights, both relative, goes from one to the next with the logarithm of the latter,
@@ -76,21 +79,30 @@ def _curve(method: Method, site: Site, metrics: Sequence[Metric]) -> Curve:
     if closed is not None:
         return closed
     plain, whole = method.outline(site), lost_altogether(site, metrics)
-    errors = plain.errors / max(sum(float(matrices(dense).square().sum()) for dense in site.modules), 1e-300)
+    energies = np.array([float(matrices(dense).square().sum()) for dense in site.modules])
+    errors, overall = plain.errors / np.maximum(energies, 1e-300), plain.errors.sum(1) / max(energies.sum(), 1e-300)
     size = plain.ranks.prod(axis=1)
-    enough = [np.flatnonzero(errors <= share) for share in (np.inf, *_TRIED)]
-    tried = [index for index in {int(ranks[size[ranks].argmin()]) for ranks in enough} if errors[index] > 1e-12]
+    enough = [np.flatnonzero(overall <= share) for share in (np.inf, *_TRIED)]
+    tried = [index for index in {int(ranks[size[ranks].argmin()]) for ranks in enough} if overall[index] > 1e-12]
     found = [_tried(method, site, tuple(map(int, plain.ranks[index])), metrics) / whole for index in tried]
     logs = np.log(np.maximum(errors, 1e-300))
-    known = np.array([(0.0, 0.0), *zip(logs[tried], np.log(np.maximum(found, 1e-300)) - logs[tried], strict=True)])
-    known = known[known[:, 0].argsort()]
-    return Curve(plain.ranks, whole * errors * np.exp(np.interp(logs, known[:, 0], known[:, 1])))
+    ratios = np.log(np.maximum(np.reshape(found, (-1, len(whole))), 1e-300)) - logs[tried]
+    return Curve(plain.ranks, whole * errors * np.exp(_between(logs, logs[tried], ratios)))
 
 
-def lost_altogether(site: Site, metrics: Sequence[Metric]) -> float:
-    """What losing the site's weights altogether would count in the metrics."""
+def _between(at: Floats, known: Floats, values: Floats) -> Floats:
+    """For each column, values interpolated between those at the known places, and 0 at 0."""
+    columns = []
+    for place, where, value in zip(at.T, known.T, values.T, strict=True):
+        order = np.argsort([0.0, *where], kind="stable")
+        columns.append(np.interp(place, np.r_[0.0, where][order], np.r_[0.0, value][order]))
+    return np.stack(columns, 1)
+
+
+def lost_altogether(site: Site, metrics: Sequence[Metric]) -> Floats:
+    """What losing the weight of each of the site's layers altogether would count in the metrics."""
     pairs = zip(site.modules, metrics, strict=True)
-    return sum(float(metric.square(matrices(dense).flatten(2))) for dense, metric in pairs)
+    return np.array([float(metric.square(matrices(dense).flatten(2))) for dense, metric in pairs])
 
 
 def missed_mean(dense: Any, factored: Factored, metric: Metric) -> Tensor | None:
@@ -103,33 +115,39 @@ def missed_mean(dense: Any, factored: Factored, metric: Metric) -> Tensor | None
 def _empty(method: Method, site: Site, rank: Rank) -> tuple[Factored, ...]:
     with torch.device("meta"):
         new = method.skeleton(site, rank)
-    for dense, factored in zip(site.modules, new, strict=True):
-        factored.to_empty(device=next(dense.parameters()).device)
+    allocate(nn.ModuleList(new), next(site.modules[0].parameters()).device)
     return new
 
 
-def _tried(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric]) -> float:
+def _tried(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric]) -> Floats:
     new = _empty(method, site, rank)
     with torch.no_grad():
         method.draft(site, rank, new, metrics)
     descend(site, new, metrics, _CURVE_STEPS, torch.float32)  # the same to five digits, in half of the time
     with torch.no_grad():
-        return float(_square(site, new, metrics))
+        each = zip(site.modules, new, metrics, strict=True)
+        return np.array([float(metric.square(_error(dense, factored))) for dense, factored, metric in each])
 
 
 def descend(
-    site: Site, new: Sequence[Factored], metrics: Sequence[Metric], steps: int, dtype: torch.dtype = torch.float64
+    site: Site,
+    new: Sequence[Factored],
+    metrics: Sequence[Metric],
+    steps: int,
+    dtype: torch.dtype = torch.float64,
+    fixed: Collection[nn.Parameter] = (),
 ) -> None:
-    """Lower the error in the metrics by L-BFGS, on all factors at once."""
+    """Lower the error in the metrics, summed over layers, by L-BFGS, on all factors at once that are not fixed."""
     sizes = [metric.inputs.numel() * channels(dense)[1] for dense, metric in zip(site.modules, metrics, strict=True)]
     steps = max(5, min(steps, int(_WORK / sum(sizes))))
-    scale = lost_altogether(site, metrics)
-    wide = [copy.deepcopy(factored).to(dtype) for factored in new]
+    scale = float(lost_altogether(site, metrics).sum())
+    old = nn.ModuleList(new)
+    wide: Any = copy.deepcopy(old).to(dtype)  # all at once: what is shared stays shared
     wanted = [matrices(dense).flatten(2).to(dtype) for dense in site.modules]
     metrics = [metric.to(dtype) for metric in metrics]
-    factors = list(
-        dict.fromkeys(p for factored in wide for name, p in factored.named_parameters() if "bias" not in name)
-    )
+    held = {id(parameter) for parameter in fixed}
+    pairs = zip(old.named_parameters(), wide.parameters(), strict=True)
+    factors = [copied for (name, given), copied in pairs if "bias" not in name and id(given) not in held]
     search = torch.optim.LBFGS(
         factors, max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=1e-9
     )
@@ -147,14 +165,8 @@ def descend(
     with torch.enable_grad():
         search.step(closure)
     with torch.no_grad():
-        for factored, fitted in zip(new, wide, strict=True):
-            for old, values in zip(factored.parameters(), fitted.parameters(), strict=True):
-                old.copy_(values)
-
-
-def _square(site: Site, new: Sequence[Factored], metrics: Sequence[Metric]) -> Tensor:
-    each = zip(site.modules, new, metrics, strict=True)
-    return torch.stack([metric.square(_error(dense, factored)) for dense, factored, metric in each]).sum()
+        for given, fitted in zip(old.parameters(), wide.parameters(), strict=True):
+            given.copy_(fitted)
 
 
 def stood_for(factored: Factored) -> Tensor:

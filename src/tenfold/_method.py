@@ -27,13 +27,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Curve:
-    """Ranks, one a row, and for each the squared error of the weights, summed over the site's layers.
+    """Ranks, one a row, and for each the squared error of the weight of each of the site's layers.
 
-    The errors never rise where every entry of the rank rises or stays.
+    Summed over layers, the errors never rise where every entry of the rank rises or stays.
     """
 
     ranks: NDArray[np.int64]  # (ranks, entries)
-    errors: NDArray[np.float64]  # (ranks,)
+    errors: NDArray[np.float64]  # (ranks, layers)
 
 
 class Method(ABC):
@@ -104,7 +104,7 @@ class Method(ABC):
 def matrix_curve(matrix_gmn: Tensor) -> Curve:
     """The curve of the best low-rank fit of a matrix (a group): at every rank, the energy that it discards."""
     errors = discarded(spectrum(matrix_gmn)).sum(0)[1:].cpu().numpy()
-    return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
+    return Curve(np.arange(1, len(errors) + 1)[:, None], errors[:, None])
 
 
 def levels(full: int, most: int) -> NDArray[np.int64]:

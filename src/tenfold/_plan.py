@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator, model_validator
@@ -47,7 +47,9 @@ class MethodSpec(Record):
         if isinstance(value, str):
             return {"name": value}
         if is_dataclass(value) and not isinstance(value, type):
-            value = {"name": getattr(value, "name", type(value).__name__), **asdict(value)}
+            kept = {f.name for f in fields(value) if f.metadata.get("planned", True)}
+            described = {name: part for name, part in asdict(value).items() if name in kept}
+            value = {"name": getattr(value, "name", type(value).__name__), **described}
         # Through JSON, so that a plan equals itself after a round trip: tuples become lists.
         return json.loads(json.dumps(value)) if isinstance(value, dict) else value
 

@@ -84,7 +84,7 @@ class Energy(Target):
         chosen = []
         for pool in pooled(ladder.cheaper() for ladder in options.ladders):
             # Rounding in the sum of a spectrum must not cost a rank: 1e-12 of the energy is below any weight's.
-            enough = np.flatnonzero(pool.errors <= 1 - self.kept + 1e-12)
+            enough = np.flatnonzero(pool.worst <= 1 - self.kept + 1e-12)
             if len(enough):
                 cheapest = np.lexsort(pool.costs[enough].T[::-1])[0]
                 chosen.append(pool.step(int(enough[cheapest])))
@@ -124,7 +124,7 @@ class MinMax(Target):
     def steps(self, options: Options) -> list[Step]:
         pools = pooled(ladder.cheaper() for ladder in options.ladders)
         return _least_threshold(
-            options, self.budget, [(pool, np.arange(len(pool.errors)), pool.errors) for pool in pools]
+            options, self.budget, [(pool, np.arange(len(pool.worst)), pool.worst) for pool in pools]
         )
 
 
@@ -157,7 +157,7 @@ class Greedy(Target):
         rows: list[int] = []
         for level in np.linspace(price.max(), price.min(), self.levels):
             within = np.flatnonzero(price <= level)
-            best = int(within[pool.errors[within].argmin()])
+            best = int(within[pool.worst[within].argmin()])
             if best not in rows:
                 rows.append(best)
         drops = []

@@ -4,6 +4,7 @@
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import reduce
@@ -37,27 +38,36 @@ def refitted(
 ) -> nn.Module:
     """A copy of `small` in which every replaced layer, in the order of calls, is fitted anew to the data.
 
-    With x what the layer is given in the small network and y what it gave in the dense one, the factors are fitted
-    in the metric of x to `M = C_yx C_xx^-1` (means removed), and the bias, or the mean that the norm behind expects,
-    takes up `E y - W E x`. Unless that lowers both errors of `Pair` on what is held back, the copy is as `small` was.
+    With x what the layer is given in the small network and y what it gave in the dense one, the factors (but those
+    that other layers share) are fitted in the metric of x to `M = C_yx C_xx^-1` (means removed), and the bias, or the
+    mean that the norm behind expects, takes up `E y - W E x`. Unless that lowers both errors of `Pair` on what is held
+    back, the copy is as `small` was.
     """
     new = copy.deepcopy(small)
     graph = trace(dense, used[0])
     with undisturbed(new), undisturbed(dense):
         before = Pair(small, dense).errors_on(held_back)
+        times = Counter(id(parameter) for _, parameter in new.named_parameters(remove_duplicate=False))
+        shared = [parameter for parameter in new.parameters() if times[id(parameter)] > 1]
         with rebuilding(new, dense):
             for name in track(_in_order(new, used[0]), "refit"):
                 layer: Any = dense.get_submodule(name)
                 norm = graph.layers[name].norm
                 if not isinstance(layer, nn.Embedding):  # given the same in both
                     norms = None if norm is None else (new.get_submodule(norm), dense.get_submodule(norm))
-                    _refit(new.get_submodule(name), layer, norms, _moments(new, dense, name, used, seed))
+                    _refit(new.get_submodule(name), layer, norms, _moments(new, dense, name, used, seed), shared)
         after = Pair(new, dense).errors_on(held_back)
     better = after[0] <= before[0] and after[1] <= before[1]
     return new if better else copy.deepcopy(small)
 
 
-def _refit(factored: Any, layer: Any, norms: Any, moments: tuple[LayerStatistics, Tensor, Tensor]) -> None:
+def _refit(
+    factored: Any,
+    layer: Any,
+    norms: Any,
+    moments: tuple[LayerStatistics, Tensor, Tensor],
+    shared: Sequence[nn.Parameter],
+) -> None:
     told, cross_gok, given_go = moments
     metric = Metric.of(told, has_bias=has_bias(layer) or norms is not None)
     if told.gram.shape[1] > 1:
@@ -73,7 +83,7 @@ def _refit(factored: Any, layer: Any, norms: Any, moments: tuple[LayerStatistics
     wanted = weight + torch.linalg.solve(metric.inputs[:, 0], cross - weight @ moment, left=False)
     target = copy.deepcopy(layer)
     write(target, wanted)
-    descend(Site(("",), (target,)), (factored,), (metric,), _STEPS)
+    descend(Site(("",), (target,)), (factored,), (metric,), _STEPS, fixed=shared)
     if metric.mean is None:
         return
     found = stood_for(factored).detach().double()

@@ -23,10 +23,10 @@ def inspected(options: Options) -> list[dict[str, Any]]:
         for ladder in options.ladders:
             if name not in ladder.candidate.site.layers:
                 continue
-            enough = ladder.errors <= 1 - KEPT
-            left = params + int(ladder.costs[enough, 0].min())
+            enough = ladder.errors.max(1) <= 1 - KEPT
+            left = 1 + int(ladder.costs[enough, 0].min()) / int(ladder.dense[0])
             method = ladder.candidate.method.name
-            saves[method] = min(left / params, saves.get(method, np.inf))
+            saves[method] = min(left, saves.get(method, np.inf))
         rows.append(
             {
                 "layer": name,

@@ -125,6 +125,7 @@ def _metric(small: nn.Module, dense: nn.Module, evaluate: Evaluate) -> Metric:
 
 
 def _replaced(small: nn.Module) -> Iterable[Replaced]:
+    counted: set[nn.Parameter] = set()  # what layers share counts for the first of them
     for name, module in small.named_modules():
         if isinstance(module, Factored):
             dense = module.weight.numel() + (module.bias.numel() if module.bias is not None else 0)
@@ -132,10 +133,11 @@ def _replaced(small: nn.Module) -> Iterable[Replaced]:
             yield Replaced(
                 layer=name,
                 factors=tuple(tuple(weight.shape) for weight in weights),
-                params=sum(p.numel() for p in module.parameters()),
+                params=sum(p.numel() for p in module.parameters() if p not in counted),
                 dense_params=dense,
                 cancellation=module.cancellation(),
             )
+            counted.update(module.parameters())
 
 
 def _device_name(device: torch.device) -> str:

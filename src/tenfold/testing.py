@@ -10,7 +10,7 @@ def test_mine():
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from tenfold._candidates import Candidate, priced
 from tenfold._data import Inputs
-from tenfold._factored import Factored
+from tenfold._factored import Factored, allocate
 from tenfold._layers import matrices
 from tenfold._method import Method, Site
 from tenfold._plan import Rank
@@ -73,7 +73,7 @@ AWKWARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 class Case:
-    """One layer in a model of its own, and the site that a method makes of it."""
+    """One layer in a model of its own, or two of its shape in a method whose sites hold several, and that site."""
 
     def __init__(self, name: str, method: Method) -> None:
         make, shape = AWKWARD[name]
@@ -89,37 +89,67 @@ class Case:
         return case
 
     def _set(self, layer: nn.Module, shape: tuple[int, ...], method: Method, dtype: torch.dtype) -> None:
-        self.model = nn.Sequential(layer).to(dtype).eval()
         generator = torch.Generator().manual_seed(0)
         if isinstance(layer, nn.Embedding):
             self.input = torch.randint(0, layer.num_embeddings, shape, generator=generator)
         else:
             self.input = torch.randn(shape, generator=generator, dtype=dtype)
         self.method = method
-        self.graph: Graph = trace(self.model, Inputs((self.input,), {}))
-        self.sites: list[Site] = list(method.sites(self.graph))
+        for layers in ([layer], [layer, _redrawn(layer, generator)]):
+            self.model = _Beside(layers).to(dtype).eval()
+            self.graph: Graph = trace(self.model, Inputs((self.input,), {}))
+            self.sites: list[Site] = list(method.sites(self.graph))
+            if self.sites:
+                break
 
     @property
-    def dense(self) -> nn.Module:
-        """The layer."""
-        return self.model[0]
+    def layers(self) -> tuple[Any, ...]:
+        """The dense layers that the method replaces together."""
+        return self.sites[0].modules
 
-    def new(self, rank: Rank) -> Factored:
-        """The layers that the method puts in its place."""
+    @property
+    def dense(self) -> Any:
+        """The first of them."""
+        return self.layers[0]
+
+    def new(self, rank: Rank) -> tuple[Factored, ...]:
+        """The layers that the method puts in their place."""
         (site,) = self.sites
         with torch.device("meta"):
             new = self.method.skeleton(site, rank)
-        for factored in new:
-            factored.to_empty(device="cpu")
+        allocate(nn.ModuleList(new), torch.device("cpu"))
         with torch.no_grad():
             self.method.fill(site, rank, new)
-        return new[0].eval()
+        return tuple(factored.eval() for factored in new)
+
+    def pairs(self, rank: Rank) -> Iterator[tuple[Any, Factored]]:
+        """Each dense layer, and what stands in its place."""
+        yield from zip(self.layers, self.new(rank), strict=True)
 
     def ranks(self) -> list[Rank]:
         """A few ranks of the curve, the first and the last among them."""
         ranks = self.method.curve(self.sites[0]).ranks
         picks = np.unique(np.linspace(0, len(ranks) - 1, 6).round().astype(int))
         return [tuple(map(int, ranks[pick])) for pick in picks]
+
+
+class _Beside(nn.Module):
+    """Blocks of one layer each, which all get the same input."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(layer) for layer in layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [block(x) for block in self.blocks]
+
+
+def _redrawn(layer: nn.Module, generator: torch.Generator) -> nn.Module:
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.copy_(p.abs().mean() * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    return other
 
 
 def check_method(method: Method) -> None:
@@ -139,15 +169,15 @@ def full_rank_changes_nothing(case: Case) -> None:
     """Full rank gives the dense layer's outputs, to 1e-9 in float64 and 1e-5 in float32."""
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
         same = Case.of(copy.deepcopy(case.dense), tuple(case.input.shape), case.method, dtype)
-        new = same.new(same.method.full_rank(same.sites[0]))
-        _close(new(same.input), same.dense(same.input), tolerance)
+        for dense, new in same.pairs(same.method.full_rank(same.sites[0])):
+            _close(new(same.input), dense(same.input), tolerance)
 
 
 def curve_falls_to_nothing(case: Case) -> None:
     """Errors never rise with any entry of the rank, and end at nothing."""
     curve = case.method.curve(case.sites[0])
     assert curve.errors.min() >= 0
-    errors = {tuple(map(int, rank)): float(error) for rank, error in zip(curve.ranks, curve.errors, strict=True)}
+    errors = {tuple(map(int, rank)): float(error) for rank, error in zip(curve.ranks, curve.errors.sum(1), strict=True)}
     for axis in range(curve.ranks.shape[1]):
         values = sorted({rank[axis] for rank in errors})
         following = dict(pairwise(values))
@@ -159,20 +189,21 @@ def curve_falls_to_nothing(case: Case) -> None:
 
 
 def fill_is_no_worse_than_the_curve(case: Case) -> None:
-    """The squared error of the filled weight is at most what the curve says."""
+    """The squared error of the filled weights, summed over layers, is at most what the curve says."""
     curve = case.method.curve(case.sites[0])
     for rank in case.ranks():
         (row,) = np.flatnonzero((curve.ranks == rank).all(axis=1))
-        found = float((case.new(rank).weight - case.dense.weight).detach().square().sum())  # type: ignore[operator]
-        assert found <= curve.errors[row] + 1e-12 * _energy(case), f"rank {rank}: {found} > {curve.errors[row]}"
+        found = sum(float((new.weight - dense.weight).detach().square().sum()) for dense, new in case.pairs(rank))
+        most = float(curve.errors[row].sum())
+        assert found <= most + 1e-12 * _energy(case), f"rank {rank}: {found} > {most}"
 
 
 def factors_compute_their_weight(case: Case) -> None:
     """At every rank, the factors give what a dense layer with their rebuilt weight gives."""
     for rank in case.ranks():
-        new = case.new(rank)
-        weights = {"weight": new.weight} | ({} if new.bias is None else {"bias": new.bias})
-        _close(new(case.input), functional_call(case.dense, weights, (case.input,)), 1e-12)
+        for dense, new in case.pairs(rank):
+            weights = {"weight": new.weight} | ({} if new.bias is None else {"bias": new.bias})
+            _close(new(case.input), functional_call(dense, weights, (case.input,)), 1e-12)
 
 
 def price_is_the_skeletons(case: Case) -> None:
@@ -182,24 +213,24 @@ def price_is_the_skeletons(case: Case) -> None:
     costs = priced(candidate, case.graph, ranks)
     for row in range(0, len(ranks), max(1, len(ranks) // 8)):
         assert (costs[row] == priced(candidate, case.graph, ranks[row : row + 1])).all()
-        new = case.new(tuple(map(int, ranks[row])))
+        new = nn.ModuleList(case.new(tuple(map(int, ranks[row]))))
         assert costs[row][0] == sum(p.numel() for p in new.parameters())
 
 
 def looks_like_the_layer(case: Case) -> None:
     """Other code can read the layer's shape, and training reaches every factor."""
-    new = case.new(case.ranks()[0])
-    for name in ("in_features", "out_features", "in_channels", "out_channels", "stride", "kernel_size", "groups"):
-        assert getattr(new, name, None) == getattr(case.dense, name, None), name
-    assert new.weight.shape == case.dense.weight.shape
-    trained = copy.deepcopy(new).train()
-    trained(case.input).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.parameters())
+    for dense, new in case.pairs(case.ranks()[0]):
+        for name in ("in_features", "out_features", "in_channels", "out_channels", "stride", "kernel_size", "groups"):
+            assert getattr(new, name, None) == getattr(dense, name, None), name
+        assert new.weight.shape == dense.weight.shape
+        trained = copy.deepcopy(new).train()
+        trained(case.input).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.parameters())
 
 
 def follows_memory_formats(case: Case) -> None:
     """`model.to(memory_format=...)` works as it does on the dense layer, and changes no output."""
-    new = case.new(case.ranks()[-1])
+    new = case.new(case.ranks()[-1])[0]
     other: Any = copy.deepcopy(new)
     other.to(memory_format=torch.channels_last_3d if new.weight.dim() == 5 else torch.channels_last)
     _close(other(case.input), new(case.input), 1e-12)
@@ -212,6 +243,20 @@ def skeleton_draws_no_random_numbers(case: Case) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def what_is_shared_stays_shared(case: Case) -> None:
+    """Copies, conversions and state dicts keep one tensor one, and it is the same before and after."""
+    new = nn.ModuleList(case.new(case.ranks()[-1]))
+    copied = copy.deepcopy(new).to(torch.float32)
+    loaded = copy.deepcopy(new)
+    with torch.no_grad():
+        for p in loaded.parameters():
+            p.zero_()
+    loaded.load_state_dict(new.state_dict())
+    for other in (copied, loaded):
+        assert len([*other.parameters()]) == len([*new.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(new.parameters(), loaded.parameters(), strict=True))
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = (
     full_rank_changes_nothing,
     curve_falls_to_nothing,
@@ -221,6 +266,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     looks_like_the_layer,
     follows_memory_formats,
     skeleton_draws_no_random_numbers,
+    what_is_shared_stays_shared,
 )
 
 
@@ -233,4 +279,4 @@ def _close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def _energy(case: Case) -> float:
-    return float(matrices(case.dense).square().sum())
+    return sum(float(matrices(dense).square().sum()) for dense in case.layers)

@@ -6,12 +6,13 @@ from tenfold._errors import TenfoldError
 from tenfold._method import Curve, Method, Site
 from tenfold._plan import MethodSpec
 from tenfold.methods._cp import CP
+from tenfold.methods._joint_svd import JointSVD
 from tenfold.methods._spatial_svd import SpatialSVD
 from tenfold.methods._svd import SVD
 from tenfold.methods._tensor_train import TensorTrain
 from tenfold.methods._tucker import Tucker
 
-__all__ = ["CP", "DEFAULT", "SVD", "Curve", "Method", "Site", "SpatialSVD", "TensorTrain", "Tucker", "find"]
+__all__ = ["CP", "DEFAULT", "SVD", "Curve", "JointSVD", "Method", "Site", "SpatialSVD", "TensorTrain", "Tucker", "find"]
 
 DEFAULT: tuple[Method, ...] = (SVD("output"), SVD("input"), SpatialSVD(), Tucker(), CP(3), CP(4), TensorTrain())
 

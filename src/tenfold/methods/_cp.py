@@ -70,11 +70,11 @@ class CP(Method):
                 errors[low - 1 : high - 1] = sliced_errors(rest).sum(0)[: high - low].cpu().numpy()
         # Alternating steps at a higher rank may get stuck above those at a lower one.
         errors = _SLACK * np.maximum.accumulate(errors[::-1])[::-1]
-        return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
+        return Curve(np.arange(1, len(errors) + 1)[:, None], errors[:, None])
 
     def outline(self, site: Site) -> Curve:
         errors = sliced_errors(self._weight(site)).sum(0)[1:].cpu().numpy()
-        return Curve(np.arange(1, len(errors) + 1)[:, None], errors)
+        return Curve(np.arange(1, len(errors) + 1)[:, None], errors[:, None])
 
     def draft(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:  # noqa: ARG002
         weight = self._weight(site)

@@ -65,7 +65,7 @@ class SVD(Method):
             return None
         (full,) = self.full_rank(site)
         errors = discarded(self._whitened(site, metrics[0])[0]).sum(0)[1 : full + 1].cpu().numpy()
-        return Curve(np.arange(1, full + 1)[:, None], errors)
+        return Curve(np.arange(1, full + 1)[:, None], errors[:, None])
 
     def fill_in(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:
         """`W ~ (C^-1/2 P)(P^T C^1/2 W)`, P the leading eigenvectors of C^1/2 W S W^T C^1/2: S is never inverted."""

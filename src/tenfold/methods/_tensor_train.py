@@ -103,7 +103,7 @@ class TensorTrain(Method):
         ranks = np.array(sorted(found | {clamped(self.full_rank(site), modes)}, key=sum))
         errors = np.array([_error(tensor, tails, rank) for rank in ranks.tolist()])
         errors[errors < 1e-24 * energy] = 0
-        return Curve(ranks, np.maximum.accumulate(errors[::-1])[::-1])
+        return Curve(ranks, np.maximum.accumulate(errors[::-1])[::-1, None])
 
     def skeleton(self, site: Site, rank: Rank) -> tuple[Factored, ...]:
         (dense,) = site.modules

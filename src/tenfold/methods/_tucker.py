@@ -47,7 +47,7 @@ class Tucker(Method):
         s, r = s[matters], r[matters]
         padded_below = np.pad(below.numpy(), ((0, 1), (0, 0)))
         padded_beside = np.pad(beside.numpy(), (0, 1))
-        return Curve(np.stack([s, r], 1), padded_below[s, r - 1] + padded_beside[r])
+        return Curve(np.stack([s, r], 1), (padded_below[s, r - 1] + padded_beside[r])[:, None])
 
     def clamped(self, site: Site, rank: Rank) -> Rank:
         s, r = super().clamped(site, rank)

@@ -1,5 +1,6 @@
 """Factors of equal norm: the same product, on which training takes even steps."""
 
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +14,16 @@ _SWEEPS = 12
 
 
 def balance(model: nn.Module) -> None:
-    """Scale the channels between factors, in place, such that both sides have the same norm, channel by channel."""
+    """Scale the channels between factors, in place, such that both sides have the same norm, channel by channel.
+
+    Factors that several layers share stay as they are.
+    """
+    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, Factored) and all(hasattr(factor, "weight") for factor in module):
+            if not isinstance(module, Factored) or any(times[id(p)] > 1 for p in module.parameters()):
+                continue
+            if all(hasattr(factor, "weight") for factor in module):
                 for _ in range(1 if len(module) == 2 else _SWEEPS):  # a scale passes on from factor to factor
                     for first, then in pairwise(module):
                         _even(first, then)
