@@ -14,10 +14,10 @@ from tenfold._layers import matrices
 from tenfold._metric import Metric
 from tenfold._pair import Pair, parted
 from tenfold._patches import patches, responses
-from tenfold.methods import CP, DEFAULT, SVD, SpatialSVD, TensorTrain
+from tenfold.methods import CP, DEFAULT, SVD, JointSVD, SpatialSVD, TensorTrain
 from tenfold.testing import AWKWARD, Case
 
-METHODS = (*DEFAULT, TensorTrain("naive"))
+METHODS = (*DEFAULT, TensorTrain("naive"), JointSVD("right"), JointSVD("left"), JointSVD("both"))
 SPATIAL = [name for name, (make, _) in AWKWARD.items() if not isinstance(make(), nn.Embedding)]
 
 
@@ -187,8 +187,9 @@ def test_every_method_fits_the_data_better_than_the_weights_do(method):
         curve = _fit.kept_curve(method, site, metrics)
 
         def error(new, site=site, metrics=metrics, whole=whole):
-            left = _fit.stood_for(new[0]).double() - matrices(site.modules[0]).flatten(2)
-            return float(metrics[0].square(left).detach()) / whole
+            each = zip(new, site.modules, metrics, strict=True)
+            lost = [metric.square(_fit.stood_for(f).double() - matrices(dense).flatten(2)) for f, dense, metric in each]
+            return float(sum(lost).detach() / whole.sum())
 
         for rank in case.ranks()[:-1:2]:
             plain, fitted = error(_fit.made(method, site, rank)), error(_fit.made(method, site, rank, metrics))

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tenfold.methods import DEFAULT
+from tenfold.methods import DEFAULT, JointSVD
 from tenfold.testing import Case, factors_compute_their_weight, full_rank_changes_nothing
 
 
@@ -50,7 +50,7 @@ def linears(draw):
     )
 
 
-@pytest.mark.parametrize("method", DEFAULT, ids=repr)
+@pytest.mark.parametrize("method", [*DEFAULT, JointSVD("right"), JointSVD("both")], ids=repr)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(layer_and_shape=st.one_of(convolutions(), linears()), seed=st.integers(0, 10_000))
 def test_any_layer(method, layer_and_shape, seed):

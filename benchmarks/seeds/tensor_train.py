@@ -230,7 +230,7 @@ def _count(model: nn.Module) -> int:
 def jobs(asked: argparse.Namespace) -> list[Job]:
     """The rows that the command line asks for, in the order of the page."""
     return [
-        Job(net, method, seed, asked.short, asked.quick, asked.lr)
+        Job(net, method, seed, asked.short, asked.quick, asked.lr if asked.lr != CASES[net, method].recipe.lr else None)
         for net, method in CASES
         for seed in asked.seed
         if net in asked.net and method in asked.method

@@ -10,6 +10,7 @@ from tenfold._cost import Cost, measure
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._export import Exported, export
 from tenfold._factored import Factored
+from tenfold._joint_rate import JointRate
 from tenfold._plan import Plan, Step
 from tenfold._rank_rules import EVBMF, Energy, Greedy, MinMax, Ranks
 from tenfold._recover import recover, reestimate_norms
@@ -26,6 +27,7 @@ __all__ = [
     "Exported",
     "Factored",
     "Greedy",
+    "JointRate",
     "LayerStatistics",
     "MinMax",
     "Options",

@@ -1,5 +1,6 @@
 """Rank rules: targets that decide layer by layer."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tenfold._allocate import Option, allocate
 from tenfold._apply import apply
 from tenfold._budget import Budget, Pool, pooled, unreachable
 from tenfold._candidates import Candidate, Options, Target, cheaper
@@ -17,6 +19,8 @@ from tenfold._linalg import evbmf_rank, spectrum
 from tenfold._plan import Plan, Rank, Step
 from tenfold._progress import track
 from tenfold._run import undisturbed
+
+_PARAMS = LIMITED.index("params")
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,9 @@ class Energy(Target):
             # Rounding in the sum of a spectrum must not cost a rank: 1e-12 of the energy is below any weight's.
             enough = np.flatnonzero(pool.worst <= 1 - self.kept + 1e-12)
             if len(enough):
-                cheapest = np.lexsort(pool.costs[enough].T[::-1])[0]
-                chosen.append(pool.step(int(enough[cheapest])))
-        return chosen
+                cheapest = int(enough[np.lexsort(pool.costs[enough].T[::-1])[0]])
+                chosen.append((int(pool.costs[cheapest, _PARAMS]), pool.step(cheapest)))
+        return _apart(chosen)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class MinMax(Target):
         _check_limits_only(self.budget)
 
     def steps(self, options: Options) -> list[Step]:
-        pools = pooled(ladder.cheaper() for ladder in options.ladders)
+        pools = _of_disjoint_sites(options)
         return _least_threshold(
             options, self.budget, [(pool, np.arange(len(pool.worst)), pool.worst) for pool in pools]
         )
@@ -147,7 +151,7 @@ class Greedy(Target):
     def steps(self, options: Options) -> list[Step]:
         with undisturbed(options.model):
             dense = float(self.evaluate(options.model))
-        pools = pooled(ladder.cheaper() for ladder in options.ladders)
+        pools = _of_disjoint_sites(options)
         tables = [self._table(options, pool, dense) for pool in track(pools, "per-layer table")]
         return _least_threshold(options, self.budget, tables)
 
@@ -187,7 +191,30 @@ def _cheapest_of_each_site(
         layers, cost = candidate.site.layers, tuple(change[0].tolist())
         if layers not in best or cost < best[layers][0]:
             best[layers] = cost, candidate.step(rank)
-    return [step for _, step in best.values()]
+    return _apart([(cost[_PARAMS], step) for cost, step in best.values()])
+
+
+def _apart(priced: Sequence[tuple[int, Step]]) -> list[Step]:
+    """Of steps some of whose layers overlap, those that cover the most layers, with the least cost in all."""
+    covered = [name for _, step in priced for name in step.layers]
+    if len(covered) == len(set(covered)):
+        return [step for _, step in priced]
+    dense = 1 + sum(abs(cost) for cost, _ in priced)  # dearer than any choice
+    choices = [Option(frozenset(step.layers), (), cost) for cost, step in priced]
+    choices += [Option(frozenset([name]), (), dense) for name in dict.fromkeys(covered)]
+    return [priced[pick][1] for pick in allocate(choices, ()) if pick < len(priced)]
+
+
+def _of_disjoint_sites(options: Options) -> list[Pool]:
+    pools = pooled(ladder.cheaper() for ladder in options.ladders)
+    times = Counter(name for pool in pools for name in pool.layers)
+    for name, count in times.items():
+        if count > 1:
+            raise TenfoldError(
+                f'layer "{name}" stands in {count} groups, among which this rule cannot choose; '
+                "leave JointSVD out, or use Budget."
+            )
+    return pools
 
 
 def _least_threshold(
