@@ -7,29 +7,28 @@ train anew, those weights as well. `--quick` is for a look: 1,000 images, rows i
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tenfold
 from benchmarks import _rows
+from benchmarks._compress import IMAGES as CALIBRATION_IMAGES
+from benchmarks._compress import applied, calibration, planned
 from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import NETS, trained
-from benchmarks._score import correct, in_bulk, packed, paired_interval, percent
-from benchmarks._train import Trained, fit, kept
+from benchmarks._train import Trained, announced, fit, judged, kept
 from tenfold._apply import skeleton
 from tenfold.train import Finetuned, Recipe
 
 ROOT = Path(__file__).parent.parent
-DATA = "cifar10-jpeg"
+DATA, SPLIT = "cifar10-jpeg", "test"
 IMAGES, QUICK_IMAGES = 50_000, 1_000
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 128
 SHORT = Recipe(epochs=3, precision="bfloat16")
 LONG = Recipe(epochs=30, lr=0.01, precision="bfloat16")
 CASES = {("resnet20", 0.5): SHORT, ("resnet20", 0.3): LONG, ("resnet56", 0.35): LONG}
@@ -71,77 +70,31 @@ class Job:
 
 def run(job: Job, runs: Path) -> _rows.Row:
     """Compress, train what the row needs, and judge it."""
-    small, control, dense = network(job, runs), network(job.control, runs), trained(job.net, DATA)
-    judged = first_images(DATA, "test", QUICK_IMAGES if job.quick else None)
-    right, right_control, right_dense = (
-        correct(in_bulk(model), judged) for model in (small.model, control.model, dense)
-    )
-    report = tenfold.verify(small.model, dense, [judged[:1][0]])
-    return _rows.Row(
-        net=job.net,
-        data=DATA,
-        split="test",
-        method="mix",
-        trained=True,
-        quick=job.quick,
-        dense_accuracy=round(percent(right_dense), 4),
-        control_accuracy=round(percent(right_control), 4),
-        accuracy=round(percent(right), 4),
-        interval=paired_interval(right, right_dense),
-        control_interval=paired_interval(right, right_control),
-        right=packed(right),
-        params_ratio=round(report.small.params / report.dense.params, 5),
-        macs_ratio=round(report.small.macs / report.dense.macs, 5),
-        latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
-        seed=job.seed,
-        device=report.device,
-        seconds=small.seconds,
-        version=tenfold.__version__,
-        command=job.command,
-    )
+    images = first_images(DATA, SPLIT, QUICK_IMAGES if job.quick else None)
+    facts = {"net": job.net, "data": DATA, "split": SPLIT, "method": "mix", "quick": job.quick, "seed": job.seed}
+    small, control = network(job, runs), network(job.control, runs)
+    return judged(small, control.model, trained(job.net, DATA), images, command=job.command, **facts)
 
 
 @cache
 def network(job: Job, runs: Path) -> Trained:
     """The trained network as it is kept."""
-    dense = trained(job.net, DATA)
+    dense, batches = trained(job.net, DATA), calibration(DATA, job.seed)
+
+    def plan() -> tenfold.Plan:
+        if job.params is None:
+            return tenfold.Plan()
+        return planned(runs / f"{job.stem}.plan.json", lambda: dense, tenfold.Budget(params=job.params), batches)
 
     def shape() -> nn.Module:
         with torch.device("meta"):
-            return skeleton(NETS[job.net](), plan(job, runs))
+            return skeleton(NETS[job.net](), plan())
 
     def train(folder: Path) -> Finetuned:
-        with tenfold.resumable(runs / "compressing"):
-            small = tenfold.apply(dense, plan(job, runs), None if job.params is None else statistics(job.net, job.seed))
+        small = applied(dense, plan(), runs, batches)
         return fit(small, dense, training_images(job.quick), job.recipe, folder)
 
     return kept(runs / job.stem, shape, train)
-
-
-@cache
-def plan(job: Job, runs: Path) -> tenfold.Plan:
-    """Searched once and kept."""
-    if job.params is None:
-        return tenfold.Plan()
-    path = runs / f"{job.stem}.plan.json"
-    if not path.exists():
-        with tenfold.resumable(runs / "compressing"):
-            told = statistics(job.net, job.seed)
-            options = tenfold.options(trained(job.net, DATA), example=calibration(job.seed)[0][:1], statistics=told)
-            _rows.replace_text(path, options.plan(tenfold.Budget(params=job.params)).dumps())
-    return tenfold.Plan.loads(path.read_text(), str(path))
-
-
-@cache
-def statistics(net: str, seed: int) -> tenfold.Statistics:
-    """What training images tell."""
-    return tenfold.calibrate(trained(net, DATA), calibration(seed), seed=seed)
-
-
-def calibration(seed: int) -> list[Tensor]:
-    """Training images without labels."""
-    images = drawn_images(DATA, "train", CALIBRATION_IMAGES, seed)
-    return [inputs for inputs, _ in images.batches(CALIBRATION_BATCH)]
 
 
 @cache
@@ -202,8 +155,7 @@ def main() -> None:
     asked = parser.parse_args()
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("tenfold").setLevel(logging.INFO)  # every epoch, as it ends
+    announced()
     jobs = [
         Job(net, share, share, seed, asked.quick)
         for net, share in CASES

@@ -12,21 +12,20 @@ file of their own and no page.
 """
 
 import argparse
-import logging
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tenfold
 from benchmarks import _rows
+from benchmarks._compress import applied, calibration, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
-from benchmarks._score import correct, in_bulk, packed, paired_interval, percent
-from benchmarks._train import Trained, fit, kept
+from benchmarks._train import Trained, announced, fit, judged, kept
 from benchmarks.seeds._cases import (
     CASES,
     CONTROL,
@@ -48,7 +47,6 @@ ROOT = Path(__file__).parent.parent.parent
 NAME = "seed-tensor-train"
 METHODS = tuple(dict.fromkeys(method for _, method in CASES))
 IMAGES, QUICK_IMAGES = 50_000, 1_000
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 128
 
 
 @dataclass(frozen=True)
@@ -107,32 +105,10 @@ class Job:
 
 def run(job: Job, runs: Path) -> _rows.Row:
     """Train what the row needs, and judge it."""
-    small, dense = network(job, runs), network(job.dense, runs)
-    right, right_dense, right_control = (right_answers(each, runs) for each in (job, job.dense, job.control))
-    # Costs, and the times of interleaved runs, are those of one image: what a single request waits for.
-    report = tenfold.verify(small.model, dense.model, [judged_images(job.quick)[:1][0]])
-    return _rows.Row(
-        net=f"garipov-{job.net}",
-        data=DATA,
-        split="test",
-        method=job.method,
-        trained=True,
-        quick=job.quick,
-        dense_accuracy=round(percent(right_dense), 4),
-        control_accuracy=round(percent(right_control), 4),
-        accuracy=round(percent(right), 4),
-        interval=paired_interval(right, right_dense),
-        control_interval=paired_interval(right, right_control),
-        right=packed(right),
-        params_ratio=round(report.small.params / report.dense.params, 7),
-        macs_ratio=round(report.small.macs / report.dense.macs, 5),
-        latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
-        seed=job.seed,
-        device=report.device,
-        seconds=small.seconds,
-        version=tenfold.__version__,
-        command=job.command,
-    )
+    small, control, dense = (network(each, runs) for each in (job, job.control, job.dense))
+    facts = {"net": f"garipov-{job.net}", "data": DATA, "split": "test", "method": job.method, "quick": job.quick}
+    images = judged_images(job.quick)
+    return judged(small, control.model, dense.model, images, seed=job.seed, command=job.command, **facts)
 
 
 @cache
@@ -141,24 +117,15 @@ def network(job: Job, runs: Path) -> Trained:
 
     def train(folder: Path) -> Finetuned:
         if job.case.start == "trained":
-            dense = network(job.dense, runs).model
-            small = compressed(job, runs)
+            dense, found = network(job.dense, runs).model, plan(job, runs)
+            assert found is not None, "the library builds what starts from trained weights"
+            small = applied(dense, found, runs, calibration(DATA, job.seed) if job.case.fewer else None)
         else:
             dense = fresh(dense_shape(job.net), torch.device("cpu"), job.seed)
             small = fresh(shape(job.case), torch.device("cpu"), job.seed)
         return fit(small, dense, training_images(job.quick), job.recipe, folder)
 
     return kept(runs / job.stem, lambda: shape(job.case, plan(job, runs)), train)
-
-
-def compressed(job: Job, runs: Path) -> nn.Module:
-    """The dense network, made smaller by the job's plan."""
-    found = plan(job, runs)
-    if found is None or not found.steps:
-        return network(job.dense, runs).model
-    with tenfold.resumable(runs / "compressing"):
-        told = statistics(job.dense, runs) if job.case.fewer else None
-        return tenfold.apply(network(job.dense, runs).model, found, told)
 
 
 @cache
@@ -168,32 +135,14 @@ def plan(job: Job, runs: Path) -> tenfold.Plan | None:
         return None
     if job.case.fewer is None:
         return ranks_plan(job.case)
-    path = runs / f"{replace(job, lr=None).stem}.plan.json"
-    if not path.exists():
-        with tenfold.resumable(runs / "compressing"):
-            options = tenfold.options(
-                network(job.dense, runs).model,
-                example=judged_images(job.quick)[:1][0],
-                statistics=statistics(job.dense, runs),
-                freeze=FROZEN[job.net],
-            )
-            found = options.plan(tenfold.Budget(params=1 / job.case.fewer))
-        _rows.replace_text(path, in_fast_forms(found).dumps())
-    return tenfold.Plan.loads(path.read_text(), str(path))
-
-
-@cache
-def statistics(job: Job, runs: Path) -> tenfold.Statistics:
-    """What training images tell of the dense network."""
-    images = drawn_images(DATA, "train", CALIBRATION_IMAGES, job.seed)
-    batches = [inputs for inputs, _ in images.batches(CALIBRATION_BATCH)]
-    return tenfold.calibrate(network(job, runs).model, batches, seed=job.seed)
-
-
-@cache
-def right_answers(job: Job, runs: Path) -> Tensor:
-    """Which of the images that decide a network gets right."""
-    return correct(in_bulk(network(job, runs).model), judged_images(job.quick))
+    found = planned(
+        runs / f"{replace(job, lr=None).stem}.plan.json",
+        lambda: network(job.dense, runs).model,
+        tenfold.Budget(params=1 / job.case.fewer),
+        calibration(DATA, job.seed),
+        freeze=FROZEN[job.net],
+    )
+    return in_fast_forms(found)
 
 
 @cache
@@ -262,8 +211,7 @@ def main() -> None:
         return
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("tenfold").setLevel(logging.INFO)  # every epoch, as it ends
+    announced()
     if asked.lr:
         for job in jobs(asked):
             print(f"{job.stem}: {network(job, asked.runs).metrics[-1]:.2f} % of training images held back")
