@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from benchmarks._nets import NETS
+from benchmarks.seeds._joint_cases import SCHEMES as SCHEMES_OF_THE_PAPER
+from benchmarks.seeds._joint_cases import counted, dense_shape, rate_plan
 from nets import images, randomised
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -170,20 +171,10 @@ def test_a_share_of_0_is_the_right_scheme_and_of_1_the_left():
 )
 def test_published_factors_of_compression(net, rate, factors):
     """Of plain spatial SVD, RJSVD-1, RJSVD-2, LJSVD and Bi-JSVD, counted from the built networks."""
-    schemes = [None, JointSVD("right"), *(JointSVD(side, odd="alone") for side in ("right", "left"))]
-    schemes += [JointSVD("both", share=share, odd="alone") for share in (0.3, 0.5, 0.7)]
-    dense = NETS[net]().eval()
-    for scheme, expected in zip(schemes, factors, strict=True):
-        methods = [SpatialSVD()] if scheme is None else [scheme, SpatialSVD()]
-        frozen = ["conv1", "layer1", "*downsample*", "fc"]
-        options = tenfold.options(dense, example=images(1, 3, 32, 32), methods=methods, freeze=frozen)
-        small = skeleton(dense, options.plan(JointRate(rate)))
+    dense = dense_shape(net, "cifar10-jpeg")
+    for method, expected in zip(SCHEMES_OF_THE_PAPER, factors, strict=True):
+        small = skeleton(dense, rate_plan(net, "cifar10-jpeg", method, rate))
         assert round(counted(dense) / counted(small), 3) == expected
-
-
-def counted(model):
-    """Convolutions and the last layer with its bias, without norms, as the authors count."""
-    return sum(p.numel() for name, p in model.named_parameters() if p.dim() > 1 or name == "fc.bias")
 
 
 def test_the_choice_covers_every_layer_once_and_groups_compete_with_single_layers():
