@@ -334,3 +334,32 @@ def test_exported_with_one_tensor(method, tmp_path):
     assert stored <= held + 64
     assert {tuple(p.shape) for p in small.parameters() if p.dim() == 4} <= {tuple(t.dims) for t in graph.initializer}
     tenfold.export(small, X[:1], tmp_path / "small.pt2")
+
+
+TRAINED = """
+import sys
+import torch
+sys.path.insert(0, {tests!r})
+from test_joint import NET, X, JointSVD, Recipe, TensorDataset, compressed, finetune, shared
+torch.set_num_threads(1)
+small = compressed(JointSVD("right"), 0.3)
+data = TensorDataset(X, NET(X).argmax(1))
+done = finetune(small, NET, data, Recipe(epochs=3, batch=8, held_back=0))
+if int(__import__("os").environ.get("RANK", 0)) == 0:
+    torch.save([done.model.state_dict(), shared(done.model)], {out!r})
+"""
+
+
+def test_two_processes_train_one_tensor(tmp_path):
+    results = []
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    for name, launch in (("one", []), ("two", torchrun)):
+        file = tmp_path / f"{name}.py"
+        file.write_text(TRAINED.format(tests=str(Path(__file__).parent), out=str(tmp_path / name)))
+        done = subprocess.run([sys.executable, *launch, str(file)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        results.append(torch.load(tmp_path / name, weights_only=True))
+    (one, times), (two, again) = results
+    assert times == again > 0
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=1e-4, atol=1e-5), name

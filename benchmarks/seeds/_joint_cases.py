@@ -141,7 +141,7 @@ def parameters(net: str, data: str, method: str, rate: float) -> int:
 
 
 def structure() -> str:
-    """Every network whose shape needs no training: how many times fewer numbers than dense, counted as the authors do."""
+    """How many times fewer numbers than dense, as the authors count: every network whose shape needs no training."""
     lines = [f"{'net':9} {'classes':>7} {'rate':>5} " + " ".join(f"{name:>8}" for name in SCHEMES)]
     for net in NETS:
         for data, (_, classes, _) in DATA.items():

@@ -34,7 +34,7 @@ from tenfold._sources import build_model, named
 from tenfold._store import load, load_plan, new_file, read_weights, refuse_taken, save
 from tenfold._verify import verify
 from tenfold._version import __version__
-from tenfold.methods import CP, SVD, SpatialSVD, TensorTrain, Tucker
+from tenfold.methods import CP, SVD, JointSVD, SpatialSVD, TensorTrain, Tucker
 from tenfold.train import progressive
 from tenfold.train._setting import Setting
 
@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[Method, ...]] = {
     "tucker": (Tucker(),),
     "cp": (CP(3), CP(4)),
     "tt": (TensorTrain(),),
+    "joint": (JointSVD("right"), JointSVD("left"), JointSVD("both")),
 }
 
 Model = Annotated[

@@ -1,6 +1,7 @@
 """Tables for the terminal, 80 columns wide."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from rich.table import Table
 from tenfold._candidates import Options
 from tenfold._plan import Plan, Step
 from tenfold._verify import Report
+from tenfold.methods import find
 from tenfold.train import Epoch
 
 KEPT = 0.9  # the share of a weight's energy at which `inspect` shows what each method could save
@@ -82,7 +84,7 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
     table = _table("layer", "method", "rank", "params", "multiply-adds")
     for row in rows:
         table.add_row(
-            ", ".join(row["layers"]),
+            _together(row["layers"]),
             row["method"],
             "x".join(map(str, row["rank"])),
             " -> ".join(map(short, row["params"])),
@@ -94,9 +96,10 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
 def saved(options: Options, rows: list[dict[str, Any]]) -> str:
     """One line: what the plan leaves of the whole model."""
     changes = {name: sum(row[name][1] - row[name][0] for row in rows) for name in ("params", "macs")}
+    replaced = sum(len(row["layers"]) for row in rows)
     params, macs = options.dense.params + changes["params"], options.dense.macs + changes["macs"]
     return (
-        f"{len(rows)} of {len(options.graph.layers)} layers: {params:,} of {options.dense.params:,} parameters "
+        f"{replaced} of {len(options.graph.layers)} layers: {params:,} of {options.dense.params:,} parameters "
         f"({params / options.dense.params:.1%}), {macs:,} of {options.dense.macs:,} multiply-adds "
         f"({macs / max(options.dense.macs, 1):.1%})."
     )
@@ -175,8 +178,25 @@ def short(number: int) -> str:
 
 
 def _label(step: Step) -> str:
-    fields = "/".join(str(value) for value in step.method.fields.values())
-    return f"{step.method.name} {fields}".strip()
+    """The method with its first field, and those others that are not as usual."""
+    usual = {each.name: each.default for each in fields(find(step.method))}  # type: ignore[arg-type]
+    shown = [
+        str(value)
+        for number, (name, value) in enumerate(step.method.fields.items())
+        if not number or value != usual[name]
+    ]
+    return f"{step.method.name} {'/'.join(shown)}".strip()
+
+
+def _together(layers: Sequence[str]) -> str:
+    """`layer2.*.conv1 (3)` for layers at the same place of repeated blocks."""
+    if len(layers) == 1:
+        return layers[0]
+    paths = [name.split(".") for name in layers]
+    if len({len(path) for path in paths}) > 1:
+        return ", ".join(layers)
+    steps = [part[0] if len(set(part)) == 1 else "*" for part in zip(*paths, strict=True)]
+    return f"{'.'.join(steps)} ({len(layers)})"
 
 
 def _weight_shape(module: Any) -> list[int]:
