@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from benchmarks.seeds._joint_cases import SCHEMES as SCHEMES_OF_THE_PAPER
-from benchmarks.seeds._joint_cases import counted, dense_shape, rate_plan
 from nets import images, randomised
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -19,7 +17,6 @@ from torch.utils.data import TensorDataset
 
 import tenfold
 from tenfold import EVBMF, Budget, Energy, JointRate, MinMax, Ranks, TenfoldError
-from tenfold._apply import skeleton
 from tenfold._pair import replaced
 from tenfold.methods import SVD, JointSVD, SpatialSVD, Tucker
 from tenfold.methods._joint_svd import alternated, left_shared, right_shared
@@ -157,24 +154,6 @@ def test_a_share_of_0_is_the_right_scheme_and_of_1_the_left():
         assert [step.rank for step in both.steps] == [step.rank for step in alone.steps]
         small, other = tenfold.apply(NET, both), tenfold.apply(NET, alone)
         assert torch.equal(small(X), other(X))
-
-
-@pytest.mark.parametrize(
-    ("net", "rate", "factors"),
-    [
-        ("resnet18", 0.04, (17.757, 17.757, 17.757, 17.757, 17.757, 17.954, 17.757)),
-        ("resnet18", 0.08, (11.990, 11.897, 11.946, 11.946, 11.946, 11.990, 11.946)),
-        ("resnet34", 0.04, (22.069, 21.994, 22.033, 22.033, 22.183, 22.408, 22.183)),
-        ("resnet34", 0.08, (13.925, 13.747, 13.779, 13.779, 13.901, 13.897, 13.901)),
-        ("resnet50", 0.04, (6.276, 6.276, 6.281, 6.275, 6.300, 6.297, 6.304)),
-    ],
-)
-def test_published_factors_of_compression(net, rate, factors):
-    """Of plain spatial SVD, RJSVD-1, RJSVD-2, LJSVD and Bi-JSVD, counted from the built networks."""
-    dense = dense_shape(net, "cifar10-jpeg")
-    for method, expected in zip(SCHEMES_OF_THE_PAPER, factors, strict=True):
-        small = skeleton(dense, rate_plan(net, "cifar10-jpeg", method, rate))
-        assert round(counted(dense) / counted(small), 3) == expected
 
 
 def test_the_choice_covers_every_layer_once_and_groups_compete_with_single_layers():
