@@ -2,7 +2,20 @@
 
 from tenfold.train._augment import Augment
 from tenfold.train._finetune import Epoch, Finetuned, finetune
+from tenfold.train._hooks import Hooks
 from tenfold.train._progressive import Progressed, Round, progressive
 from tenfold.train._recipe import Recipe
+from tenfold.train._svd_training import SVDTraining
 
-__all__ = ["Augment", "Epoch", "Finetuned", "Progressed", "Recipe", "Round", "finetune", "progressive"]
+__all__ = [
+    "Augment",
+    "Epoch",
+    "Finetuned",
+    "Hooks",
+    "Progressed",
+    "Recipe",
+    "Round",
+    "SVDTraining",
+    "finetune",
+    "progressive",
+]

@@ -26,6 +26,7 @@ from tenfold.train._augment import mixed, neighbours
 from tenfold.train._balance import balance
 from tenfold.train._checkpoint import read, write
 from tenfold.train._draw import Draw
+from tenfold.train._hooks import Hooks
 from tenfold.train._losses import decayed, distillation
 from tenfold.train._norms import synchronised
 from tenfold.train._recipe import Recipe
@@ -62,6 +63,7 @@ def finetune(
     loss: Loss | None = None,
     augment: Callable[[Any, Tensor], Any] | None = None,
     evaluate: Evaluate | None = None,
+    hooks: Sequence[Hooks] = (),
     folder: str | Path | None = None,
     trackers: Sequence[Any] = (),
 ) -> Finetuned:
@@ -81,6 +83,7 @@ def finetune(
         augment: `augment(inputs, noise)` with a row of 8 numbers in [0, 1) for each example, such as `Augment()`.
         evaluate: of the held-back metric, higher is better; by default, the share of held-back examples whose first
             class is right, where outputs are logits.
+        hooks: what is done beside the loss, such as `SVDTraining`; what they hold is kept in the checkpoint.
         folder: where a checkpoint is kept; a run that was killed goes on from it, to the same weights.
         trackers: of accelerate: names such as `["tensorboard"]`, or objects.
 
@@ -92,7 +95,7 @@ def finetune(
     accelerator = accelerate.Accelerator(log_with=list(trackers) or None, project_dir=folder)
     small, dense = unwrapped(small), unwrapped(dense)
     draw = Draw(examples, recipe, accelerator.process_index, accelerator.num_processes)
-    run = _Run(accelerator, copy.deepcopy(small), dense, draw, recipe, loss, augment, evaluate)
+    run = _Run(accelerator, copy.deepcopy(small), dense, draw, recipe, loss, augment, evaluate, hooks)
     if trackers:
         accelerator.init_trackers("tenfold", config=recipe.model_dump(exclude_none=True))
     with torch.random.fork_rng():
@@ -113,9 +116,10 @@ class _Run:
         loss: Loss | None,
         augment: Callable[[Any, Tensor], Any] | None,
         evaluate: Evaluate | None,
+        hooks: Sequence[Hooks],
     ) -> None:
         self.accelerator, self.draw, self.recipe = accelerator, draw, recipe
-        self.augment, self.evaluate = augment, evaluate
+        self.augment, self.evaluate, self.hooks = augment, evaluate, hooks
         self.loss = loss or (lambda outputs, wanted, target: distillation(outputs, wanted, target, recipe))
         self.taught = loss is not None or recipe.distil > 0 or recipe.features > 0
         self.name = digest(recipe.model_dump_json(), new, dense, draw.steps_of_an_epoch)
@@ -129,7 +133,8 @@ class _Run:
 
     def to_the_end(self, checkpoint: Path | None) -> list[Epoch]:
         """Train from the last checkpoint on."""
-        parts = {"model": self.new, "mean": self.mean}
+        parts: dict[str, nn.Module] = {"model": self.new, "mean": self.mean}
+        parts |= {f"hooks-{number}": each for number, each in enumerate(self.hooks)}
         facts = read(checkpoint, parts, self.optimizer, self.name) if checkpoint else None
         done, losses, before = (facts["step"], facts["losses"], facts["seconds"]) if facts else (0, [], 0.0)
         history = [Epoch(**epoch) for epoch in facts["history"]] if facts else []
@@ -158,6 +163,7 @@ class _Run:
                 losses.append(self._step(model, optimizer, step, steps, *next(drawn)))
                 done = step + 1
                 if done % of_epoch == 0:
+                    self._after_epoch(done // of_epoch)
                     history.append(self._epoch(done // of_epoch, losses, time.monotonic() - begun))
                     losses, begun = [], time.monotonic()
                 if done % of_epoch == 0 or time.monotonic() - written > _KEEP_S:
@@ -171,16 +177,28 @@ class _Run:
         half = self.recipe.precision == "bfloat16"
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=half):
             lost = self._lost(model, inputs)
-        decay = self.recipe.weight_decay
-        self.accelerator.backward(lost + decay * decayed(self.new) if decay else lost)
+        self.accelerator.backward(lost + self._penalty())
         if self.recipe.clip is not None:
             self.accelerator.clip_grad_norm_(self.new.parameters(), self.recipe.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(step, steps)
         optimizer.step()
         optimizer.zero_grad()
+        for each in self.hooks:
+            each.after_step(self.new)
         self.mean.update_parameters(self.new)
         return lost.detach()
+
+    def _after_epoch(self, number: int) -> None:
+        for each in self.hooks:
+            each.after_epoch(self.new, number, self.recipe.epochs)
+        if self.hooks:
+            self.mean.update_parameters(self.new)
+
+    def _penalty(self) -> Tensor:
+        total = sum((each.penalty(self.new) for each in self.hooks), torch.zeros(()))
+        decay = self.recipe.weight_decay
+        return total + decay * decayed(self.new) if decay else total
 
     def _drawn(self, batch: Any, noise: Tensor) -> Inputs:
         inputs = batch_inputs(self.dense, batch).on(self.accelerator.device)
