@@ -191,7 +191,7 @@ def options(
         example: a tensor, a tuple (positional arguments) or a dict (keyword arguments), of the batch size and
             shape for which multiply-adds are to be counted.
         statistics: what `calibrate` told, for errors as the data sees them; without it, those of the weights.
-        methods: those that compete; by default all.
+        methods: those that compete; by default `tenfold.methods.DEFAULT`, one layer at a time.
         freeze: names of layers to leave dense, as shell patterns (`"head.*"`).
 
     Raises:

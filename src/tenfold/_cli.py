@@ -97,7 +97,7 @@ Saved = Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", me
 Dense = Annotated[str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
-_ALL = ",".join(METHODS)
+_USUAL = ",".join(name for name in METHODS if name != "joint")
 _MEAN, _STD = (",".join(map(str, values)) for values in IMAGENET)
 
 
@@ -156,7 +156,7 @@ def inspect(
     weights: Weights = None,
     input: Input = None,
     example: Example = None,
-    methods: Methods = _ALL,
+    methods: Methods = _USUAL,
     freeze: Freeze = None,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +187,7 @@ def plan(
     energy: Kept = None,
     max_drop: MaxDrop = None,
     evaluate: Evaluate = None,
-    methods: Methods = _ALL,
+    methods: Methods = _USUAL,
     freeze: Freeze = None,
     data: Data = None,
     calibration: Calibration = 1024,
@@ -230,7 +230,7 @@ def compress(
     energy: Kept = None,
     max_drop: MaxDrop = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Carry out this plan.", metavar="FILE")] = None,
-    methods: Methods = _ALL,
+    methods: Methods = _USUAL,
     freeze: Freeze = None,
     data: Data = None,
     calibration: Calibration = 1024,

@@ -57,7 +57,7 @@ def compress(
         example: a tensor, a tuple (positional arguments) or a dict (keyword arguments).
         calibration: batches of training data, labels ignored; a list or a DataLoader. With it, errors are those that
             the data sees, and factors are fitted to it; a few hundred examples do.
-        methods: those that compete; by default all.
+        methods: those that compete; by default `tenfold.methods.DEFAULT`, one layer at a time.
         evaluate: `evaluate(model)` returns a number, or a score for each example whose mean counts; higher is better.
             For the report, and for `Budget(max_drop=...)`, whose networks are judged after recovery.
         recover: how `tenfold.recover` mends the small network with the calibration data: "refit" or "blocks", which

@@ -14,6 +14,7 @@ from tenfold.methods._tucker import Tucker
 
 __all__ = ["CP", "DEFAULT", "SVD", "Curve", "JointSVD", "Method", "Site", "SpatialSVD", "TensorTrain", "Tucker", "find"]
 
+# Shared factors are left out: where CP competes they were never chosen, and their curves take a third of the time more.
 DEFAULT: tuple[Method, ...] = (SVD("output"), SVD("input"), SpatialSVD(), Tucker(), CP(3), CP(4), TensorTrain())
 
 

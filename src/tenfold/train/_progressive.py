@@ -72,7 +72,7 @@ def progressive(
         examples: as `finetune` takes them.
         example: as `compress` takes it.
         calibration: batches of training data, as `compress` takes them.
-        methods: those that compete; by default all.
+        methods: those that compete; by default `tenfold.methods.DEFAULT`, one layer at a time.
         freeze: names of layers to leave dense, as shell patterns.
         loss: as `finetune` takes it.
         augment: as `finetune` takes it.
