@@ -77,6 +77,9 @@ def test_layers_at_the_same_place_of_repeated_blocks_go_together():
     assert sites(JointSVD("left")) == {DOWN[1:], UP}
     assert sites(JointSVD("both")) == {DOWN[1:], UP}
     assert sites(JointSVD(together=[DOWN[1:] + UP])) == {DOWN[1:] + UP}
+    plan = found(JointSVD(together=[[*DOWN[1:], *UP]])).plan(Ranks(share=0.3))
+    assert [step.layers for step in plan.steps] == [DOWN[1:] + UP]
+    assert "together" not in plan.steps[0].method.fields
 
 
 class Attention(nn.Module):
@@ -223,6 +226,9 @@ def test_what_cannot_be_is_refused():
         found(Tucker()).plan(JointRate(0.3))
     step = tenfold.Step(layers=("stage.0.down", "stage.1.down"), method="joint", rank=(3,))
     tenfold.apply(NET, tenfold.Plan([step]))
+    grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, groups=2))
+    with pytest.raises(TenfoldError, match="0, 1 cannot share a factor: a convolution has groups"):
+        tenfold.apply(grouped, tenfold.Plan([tenfold.Step(layers=("0", "1"), method="joint", rank=(2,))]))
     left = tenfold.Step(layers=step.layers, method=JointSVD("left"), rank=(3,))
     with pytest.raises(TenfoldError, match=r"cannot share a left factor: their unfoldings have 12 and 36 rows"):
         tenfold.apply(NET, tenfold.Plan([left]))

@@ -58,6 +58,7 @@ class JointSVD(Method):
             raise TenfoldError(f"JointSVD(share={self.share!r}): the share of the left rank is in [0, 1].")
         if self.odd not in ("joint", "alone"):
             raise TenfoldError(f'JointSVD knows no odd={self.odd!r}; use "joint" or "alone".')
+        object.__setattr__(self, "together", tuple(map(tuple, self.together)))  # lists have no hash
 
     @property
     def left_share(self) -> float:
@@ -88,8 +89,10 @@ class JointSVD(Method):
         )
 
     def _shared_sides(self, site: Site) -> tuple[int | None, int | None]:
-        """H where left factors are shared, w where right ones are."""
+        """The rows where left factors are shared, the columns where right ones are."""
         found = []
+        if any(groups(layer) > 1 for layer in site.modules):
+            raise TenfoldError(f"{', '.join(site.layers)} cannot share a factor: a convolution has groups.")
         for side, shared in enumerate((self.left_share > 0, self.left_share < 1)):
             sizes = sorted({_sides(layer)[side] for layer in site.modules})
             if shared and (len(sizes) > 1 or len({kernel_size(layer) for layer in site.modules}) > 1):
