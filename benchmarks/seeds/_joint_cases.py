@@ -38,7 +38,7 @@ DENSE, CONTROL = "dense", "dense-longer"  # the control goes on from the dense n
 Start = Literal["random", "trained"]
 
 FRESH = Recipe(epochs=100, lr=0.1, distil=0.0, precision="bfloat16")
-FURTHER = Recipe(epochs=60, lr=0.003, precision="bfloat16")
+FURTHER = Recipe(epochs=60, lr=0.01, precision="bfloat16")
 
 # Top-1 on CIFAR-10 (means of five runs): by network and rate, of dense and of each scheme.
 _PUBLISHED = {
