@@ -37,7 +37,7 @@ class Row(BaseModel):
     latency_ratio: float
     seed: int
     device: str
-    seconds: float  # that making and judging the row took
+    seconds: float | None = None  # that making and judging the row took, or its training where there was one
     version: str  # of tenfold
     command: str
 
@@ -58,7 +58,7 @@ class Row(BaseModel):
         return (
             f"{self.net} {self.title} {_percent(self.asked)}: {self.accuracy:.2f} % (dense {self.dense_accuracy:.2f}, "
             f"change {low:+.2f} to {high:+.2f}), parameters x{self.params_ratio:.3f}, "
-            f"multiply-adds x{self.macs_ratio:.3f}, latency x{self.latency_ratio:.2f}, {self.seconds:.1f} s"
+            f"multiply-adds x{self.macs_ratio:.3f}, latency x{self.latency_ratio:.2f}, {self.seconds or 0:.1f} s"
         )
 
 

@@ -121,8 +121,8 @@ All methods compete for each layer under a budget of parameters, factors are fit
 images, and `tenfold.train.finetune` then trains on the training split: batches of {SHORT.batch}, crops and flips,
 {SHORT.distil:.0%} of the loss from the dense network's outputs, a learning rate of {SHORT.lr:g} in {SHORT.epochs}
 epochs and of {LONG.lr:g} in {LONG.epochs}, in bfloat16. The control is the dense network trained in exactly that way.
-Accuracies are in percent of the held-out split, which is looked at once; changes are in points, with the 95 % interval
-of the difference image by image. Made with tenfold {versions} and `{VARIABLE}` set, by
+Accuracies are in percent of the held-out split, which is looked at once; changes are in points, with the 95 %
+interval of the difference image by image. Made with tenfold {versions} and `{VARIABLE}` set, by
 
 ```
 python -m benchmarks.finetuning

@@ -21,9 +21,9 @@ The networks of Garipov et al. 2016 ([arXiv 1611.03214](https://arxiv.org/abs/16
 strongly compressed copy of CIFAR-10: compare changes from dense, not accuracies, with the published ones.
 
 - `tt`: tensor trains over factors of the channels; `tt-fc`: in the Linear layers only; `naive`: trains over input,
-  rows, columns and output. All from random weights, {_text(FRESH)}; without decay of
-  weights, as published, but for the dense network ({FRESH.weight_decay:g}); at {FRESH_BOTH_KINDS.lr:g} where both kinds
-  of layers are trains.
+  rows, columns and output. From random weights, without decay of weights as published (the dense network with
+  {FRESH.weight_decay:g}), at {FRESH_BOTH_KINDS.lr:g} where both kinds of layers are trains, else:
+  {_text(FRESH)}.
 - `clamped`: the published ranks lowered to what can matter, from the weights of the trained dense network; `mix`: every
   method competes for every layer but the first and the last under one budget of parameters, factors fitted to training
   images. Both then fine-tuned, {FURTHER.distil:.0%} of the loss from the dense network's outputs:
@@ -33,9 +33,9 @@ strongly compressed copy of CIFAR-10: compare changes from dense, not accuracies
 
 `short` tables are from {SHORTER} times fewer epochs. All ran in bfloat16 and learnt from 95 % of the training split.
 
-Ranks are stated by `python -m benchmarks.seeds.tensor_train --structure`. Changes are in points, with the
-95 % interval of the difference on the same images, one by one. Multiply-adds and
-latency are small / dense, on one image. Trains of convolutions, and all that are not clamped, rebuild the dense weight
+Ranks are stated by `python -m benchmarks.seeds.tensor_train --structure`. Changes are in points, with
+the 95 % interval of the difference on the same images, one by one. Multiply-adds and latency are small / dense, on one
+image. Trains of convolutions, and all that are not clamped, rebuild the dense weight
 in every pass, so they save no time. Made with tenfold {versions} and `{VARIABLE}` set, by
 
 ```

@@ -145,7 +145,6 @@ def run_oneshot(job: OneShot) -> _rows.Row:
         latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
         seed=job.seed,
         device=report.device,
-        seconds=0.0,
         version=tenfold.__version__,
         command=job.command,
     )
