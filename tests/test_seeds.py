@@ -3,11 +3,15 @@
 import pytest
 import torch
 from benchmarks._fresh import fresh
+from benchmarks._images import Images
+from benchmarks._train import fit, kept
 from benchmarks.seeds import _joint_cases as joint
 from benchmarks.seeds._cases import CASES, dense_shape, ranks_plan, shape
+from nets import small_cnn
 
 import tenfold
 from tenfold._apply import skeleton
+from tenfold.train import Recipe
 
 
 @pytest.mark.parametrize(
@@ -62,3 +66,41 @@ def test_published_factors_of_joint_decomposition(net, rate, factors):
     for method, expected in zip(joint.SCHEMES, factors, strict=True):
         small = skeleton(dense, joint.rate_plan(net, "cifar10-jpeg", method, rate))
         assert round(joint.counted(dense) / joint.counted(small), 3) == expected
+
+
+def test_what_is_trained_is_kept_and_goes_on_where_it_was(tmp_path):
+    """The pieces of benchmarks: training in a folder of its own, then weights in half precision, made once."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (64, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    images = Images(pixels, torch.randint(0, 10, (64,), generator=generator))
+    recipe = Recipe(epochs=2, batch=16, lr=0.05, distil=0, held_back=0.25)
+    with torch.device("meta"):
+        shape = small_cnn()
+    made, stop = [], [True]
+
+    def train(folder):
+        dense = fresh(small_cnn(), torch.device("cpu"), seed=0)
+
+        def evaluate(model):
+            if stop and len(made) == 1:
+                stop.clear()
+                raise KeyboardInterrupt
+            made.append(model)
+            return 0.5
+
+        return fit(dense, dense, images, recipe, folder, evaluate)
+
+    with pytest.raises(KeyboardInterrupt):
+        kept(tmp_path / "net", lambda: shape, train)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.work"]
+    done = kept(tmp_path / "net", lambda: shape, train)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.1of1.safetensors"]
+    assert len(made) == 2  # an epoch before the stop, and the other after it
+    assert done.metrics == (50.0, 50.0)
+    assert done.seconds > 0
+    again = kept(tmp_path / "net", lambda: shape, None)
+    for found, expected in zip(again.model.state_dict().values(), done.model.state_dict().values(), strict=True):
+        assert torch.equal(found, expected)
+    whole = fit(*[fresh(small_cnn(), torch.device("cpu"), seed=0)] * 2, images, recipe, tmp_path / "whole").model
+    for found, expected in zip(done.model.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)  # half precision
