@@ -97,7 +97,6 @@ def test_what_is_trained_is_kept_and_goes_on_where_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["net.1of1.safetensors"]
     assert len(made) == 2  # an epoch before the stop, and the other after it
     assert done.metrics == (50.0, 50.0)
-    assert done.seconds > 0
     again = kept(tmp_path / "net", lambda: shape, None)
     for found, expected in zip(again.model.state_dict().values(), done.model.state_dict().values(), strict=True):
         assert torch.equal(found, expected)
