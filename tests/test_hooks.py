@@ -75,8 +75,12 @@ def test_admm_goes_on_after_a_stop(tmp_path):
     with pytest.raises(Stopped):
         finetune(DENSE, DENSE, DATA, RECIPE, hooks=[ADMM(DENSE, PLAN, strength=5.0)], augment=augment, folder=tmp_path)
     hooks = [ADMM(DENSE, PLAN, strength=5.0)]
+    before = copy.deepcopy(hooks[0].state_dict())
+    with pytest.raises(TenfoldError, match="is of another run"):
+        finetune(DENSE, DENSE, DATA, RECIPE, hooks=[ADMM(DENSE, PLAN, strength=4.0)], folder=tmp_path)
     again = finetune(DENSE, DENSE, DATA, RECIPE, hooks=hooks, augment=augment, folder=tmp_path).model
     assert next(calls) < 40
+    assert all(torch.equal(value, before[name]) for name, value in hooks[0].state_dict().items())
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
 
 

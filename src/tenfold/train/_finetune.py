@@ -119,10 +119,11 @@ class _Run:
         hooks: Sequence[Hooks],
     ) -> None:
         self.accelerator, self.draw, self.recipe = accelerator, draw, recipe
-        self.augment, self.evaluate, self.hooks = augment, evaluate, hooks
+        self.augment, self.evaluate = augment, evaluate
         self.loss = loss or (lambda outputs, wanted, target: distillation(outputs, wanted, target, recipe))
         self.taught = loss is not None or recipe.distil > 0 or recipe.features > 0
-        self.name = digest(recipe.model_dump_json(), new, dense, draw.steps_of_an_epoch)
+        self.name = digest(recipe.model_dump_json(), new, dense, draw.steps_of_an_epoch, *hooks)
+        self.hooks = [copy.deepcopy(each).to(accelerator.device) for each in hooks]
         if recipe.balance:
             balance(new)
         self.new = new.to(accelerator.device).train().requires_grad_(True)

@@ -16,6 +16,13 @@ class Hooks(nn.Module):
     ```
     """
 
+    def extra_repr(self) -> str:
+        """Its settings: runs with others are told apart by them."""
+        settings = {
+            name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
     def penalty(self, model: nn.Module) -> Tensor:  # noqa: ARG002
         """What is added to the loss of every step."""
         return torch.zeros(())
