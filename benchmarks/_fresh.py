@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tenfold._factored import allocate
+
 
 def fresh(model: nn.Module, device: torch.device, seed: int) -> nn.Module:
     """Allocate a network on `device`, wherever it was, and draw its weights by `seed`, the same on every device.
@@ -13,7 +15,7 @@ def fresh(model: nn.Module, device: torch.device, seed: int) -> nn.Module:
     The weight of each layer gets the variance of He et al. 2015 (arXiv 1502.01852), 2 / fan-in. Where it is a
     product of factors, all of them are drawn with one variance, such that the product has that of the dense layer.
     """
-    model = model.to_empty(device=device)
+    allocate(model, device)
     _draw(model, torch.Generator().manual_seed(seed))
     return model
 

@@ -16,6 +16,7 @@ import tenfold
 from benchmarks import _rows, _weights
 from benchmarks._images import Images
 from benchmarks._score import correct, in_bulk, packed, paired_interval, percent
+from tenfold._factored import allocate
 from tenfold._judge import Evaluate
 from tenfold.train import Augment, Epoch, Finetuned, Recipe, finetune
 
@@ -60,7 +61,8 @@ def kept(stem: Path, shape: Callable[[], nn.Module], train: Callable[[Path], Fin
         done = train(work)
         _weights.save(stem, done.model, json.dumps([epoch.model_dump() for epoch in done.history]))
         shutil.rmtree(work)
-    model = shape().to_empty(device="cpu")
+    model = shape()
+    allocate(model, torch.device("cpu"))
     history = json.loads(_weights.load(stem, model))
     return Trained(model.eval(), tuple(Epoch(**epoch) for epoch in history))
 
