@@ -1,6 +1,7 @@
 """Plans and compressed networks, searched and fitted once: whoever is stopped goes on with what is finished."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from tenfold.methods import Method
 IMAGES, BATCH = 1024, 128  # of training data without labels, for calibration
 
 
+@cache
 def calibration(data: str, seed: int) -> list[Tensor]:
     """Training images without labels."""
     return [inputs for inputs, _ in drawn_images(data, "train", IMAGES, seed).batches(BATCH)]

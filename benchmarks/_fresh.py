@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tenfold._factored import allocate
+from tenfold._factored import materialise
 
 
 def fresh(model: nn.Module, device: torch.device, seed: int) -> nn.Module:
@@ -15,7 +15,7 @@ def fresh(model: nn.Module, device: torch.device, seed: int) -> nn.Module:
     The weight of each layer gets the variance of He et al. 2015 (arXiv 1502.01852), 2 / fan-in. Where it is a
     product of factors, all of them are drawn with one variance, such that the product has that of the dense layer.
     """
-    allocate(model, device)
+    materialise(model, device)
     _draw(model, torch.Generator().manual_seed(seed))
     return model
 

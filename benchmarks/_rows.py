@@ -90,6 +90,11 @@ def replace_text(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+def change(points: float, interval: tuple[float, float] | None) -> str:
+    """A change in points, with its interval; 0 of what is compared with itself."""
+    return f"{points:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})" if interval and any(interval) else "0"
+
+
 def tables(rows: Sequence[Row]) -> str:
     """A Markdown table for each network and device, the mildest compression first."""
 
@@ -132,11 +137,10 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> str:
-    change, (low, high) = row.accuracy - row.dense_accuracy, row.interval
     return (
         f"| {_percent(row.asked)} | {row.title} "
         f"| {row.params_ratio:.3f} | {row.macs_ratio:.3f} | {row.latency_ratio:.2f} "
-        f"| {row.accuracy:.2f} | {change:+.2f} ({low:+.2f} to {high:+.2f}) |"
+        f"| {row.accuracy:.2f} | {change(row.accuracy - row.dense_accuracy, row.interval)} |"
     )
 
 

@@ -2,14 +2,41 @@
 
 import base64
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import tenfold
+from benchmarks import _rows
 from benchmarks._images import Images
 from tenfold._judge import interval
+
+
+def judged(
+    small: nn.Module, dense: nn.Module, images: Images, *, control: nn.Module | None = None, **facts: Any
+) -> _rows.Row:
+    """The row of a compressed network on images that took no part in its making; of a trained one, with a control."""
+    right, right_dense = (correct(in_bulk(model), images) for model in (small, dense))
+    right_control = None if control is None else correct(in_bulk(control), images)
+    # Costs, and the times of interleaved runs, are those of one image: what a single request waits for.
+    report = tenfold.verify(small, dense, [images[:1][0]])
+    return _rows.Row(
+        trained=control is not None,
+        dense_accuracy=round(percent(right_dense), 4),
+        control_accuracy=None if right_control is None else round(percent(right_control), 4),
+        accuracy=round(percent(right), 4),
+        interval=paired_interval(right, right_dense),
+        control_interval=None if right_control is None else paired_interval(right, right_control),
+        right=packed(right),
+        params_ratio=round(report.small.params / report.dense.params, 7),
+        macs_ratio=round(report.small.macs / report.dense.macs, 5),
+        latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
+        device=report.device,
+        version=tenfold.__version__,
+        **facts,
+    )
 
 
 def correct(model: nn.Module, images: Images, *, batch: int = 250) -> Tensor:

@@ -7,16 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-import tenfold
-from benchmarks import _rows, _weights
+from benchmarks import _weights
 from benchmarks._images import Images
-from benchmarks._score import correct, in_bulk, packed, paired_interval, percent
-from tenfold._factored import allocate
+from tenfold._factored import materialise
 from tenfold._judge import Evaluate
 from tenfold.train import Augment, Epoch, Finetuned, Recipe, finetune
 
@@ -62,32 +59,9 @@ def kept(stem: Path, shape: Callable[[], nn.Module], train: Callable[[Path], Fin
         _weights.save(stem, done.model, json.dumps([epoch.model_dump() for epoch in done.history]))
         shutil.rmtree(work)
     model = shape()
-    allocate(model, torch.device("cpu"))
+    materialise(model, torch.device("cpu"))
     history = json.loads(_weights.load(stem, model))
     return Trained(model.eval(), tuple(Epoch(**epoch) for epoch in history))
-
-
-def judged(small: Trained, control: nn.Module, dense: nn.Module, images: Images, **facts: Any) -> _rows.Row:
-    """The row of a trained network, on images that took no part in its making."""
-    right, right_control, right_dense = (correct(in_bulk(model), images) for model in (small.model, control, dense))
-    # Costs, and the times of interleaved runs, are those of one image: what a single request waits for.
-    report = tenfold.verify(small.model, dense, [images[:1][0]])
-    return _rows.Row(
-        trained=True,
-        dense_accuracy=round(percent(right_dense), 4),
-        control_accuracy=round(percent(right_control), 4),
-        accuracy=round(percent(right), 4),
-        interval=paired_interval(right, right_dense),
-        control_interval=paired_interval(right, right_control),
-        right=packed(right),
-        params_ratio=round(report.small.params / report.dense.params, 7),
-        macs_ratio=round(report.small.macs / report.dense.macs, 5),
-        latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
-        device=report.device,
-        seconds=small.seconds,
-        version=tenfold.__version__,
-        **facts,
-    )
 
 
 def announced() -> None:

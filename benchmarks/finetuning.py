@@ -22,7 +22,8 @@ from benchmarks._compress import applied, calibration, planned
 from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import NETS, trained
-from benchmarks._train import Trained, announced, fit, judged, kept
+from benchmarks._score import judged
+from benchmarks._train import Trained, announced, fit, kept
 from tenfold._apply import skeleton
 from tenfold.train import Finetuned, Recipe
 
@@ -72,8 +73,9 @@ def run(job: Job, runs: Path) -> _rows.Row:
     """Compress, train what the row needs, and judge it."""
     images = first_images(DATA, SPLIT, QUICK_IMAGES if job.quick else None)
     facts = {"net": job.net, "data": DATA, "split": SPLIT, "method": "mix", "quick": job.quick, "seed": job.seed}
-    small, control = network(job, runs), network(job.control, runs)
-    return judged(small, control.model, trained(job.net, DATA), images, command=job.command, **facts)
+    small, control, dense = network(job, runs), network(job.control, runs).model, trained(job.net, DATA)
+    made = {"seconds": small.seconds, "command": job.command}
+    return judged(small.model, dense, images, control=control, **made, **facts)
 
 
 @cache
@@ -109,8 +111,8 @@ def page(rows: Sequence[_rows.Row]) -> str:
     lines = [
         f"| {row.net} | {100 * row.params_ratio:.1f} % | {_epochs(row)} | {row.dense_accuracy:.2f} "
         f"| {row.control_accuracy:.2f} | {row.accuracy:.2f} "
-        f"| {_change(row.accuracy - row.dense_accuracy, row.interval)} "
-        f"| {_change(row.accuracy - (row.control_accuracy or 0), row.control_interval)} "
+        f"| {_rows.change(row.accuracy - row.dense_accuracy, row.interval)} "
+        f"| {_rows.change(row.accuracy - (row.control_accuracy or 0), row.control_interval)} "
         f"| {row.seconds / 60:.0f} | {row.device} |"
         for row in sorted(rows, key=lambda row: (row.net, -row.params_ratio, row.seed))
     ]
@@ -136,11 +138,6 @@ python -m benchmarks.finetuning
 
 def _epochs(row: _rows.Row) -> int:
     return next(recipe.epochs for (net, asked), recipe in CASES.items() if (net, asked) == (row.net, row.asked))
-
-
-def _change(points: float, interval: tuple[float, float] | None) -> str:
-    low, high = interval or (0.0, 0.0)
-    return f"{points:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def main() -> None:

@@ -18,10 +18,12 @@ from torch.nn import functional as F  # noqa: N812
 
 import tenfold
 from benchmarks import _rows
+from benchmarks._compress import IMAGES as CALIBRATION_IMAGES
+from benchmarks._compress import calibration
 from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
-from benchmarks._score import correct, in_bulk, packed, paired_interval, percent, unpacked
+from benchmarks._score import judged, paired_interval, percent, unpacked
 from tenfold.methods import CP, SVD, Method, SpatialSVD, TensorTrain, Tucker
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +51,6 @@ METHODS = (
 )
 RULED_BUDGET = 0.5
 BUDGET = "budget"  # the library's own choice: all layers at once
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 128
 GREEDY_IMAGES, GREEDY_LEVELS = 512, 5  # every layer is judged alone on these training images at these many sizes
 HELD_OUT, QUICK_IMAGES, QUICK_NETS = 10_000, 500, ("resnet20",)
 SEED, SEEDS = 0, (0, 1, 2)  # draw the training images; several where factors are fitted to them
@@ -79,40 +80,17 @@ class Job:
 def run(job: Job) -> _rows.Row:
     """Compress, recover if asked, and judge on the held-out images."""
     dense, images = dense_net(job.net), held_out(job.quick)
-    dense_correct = correct_when_dense(job.net, job.quick)
     start = time.perf_counter()  # includes curves and factors where this row is the first to need them
     mix, *ways = job.method.split("+")
     small = compressed(job.net, mix, job.rule, job.params, job.seed if "data" in ways else None)
     if "norms" in ways:
-        small = tenfold.reestimate_norms(small, calibration(job.seed))
+        small = tenfold.reestimate_norms(small, calibration(DATA, job.seed))
     for how in {"refit", "blocks"}.intersection(ways):
-        small = tenfold.recover(small, dense, calibration(job.seed), how=how, seed=job.seed)
-    small_correct = correct(in_bulk(small), images)
-    # Costs, and the times of interleaved runs, are those of one image: what a single request waits for.
-    report = tenfold.verify(small, dense, [example()])
-    low, high = paired_interval(small_correct, dense_correct)
-    return _rows.Row(
-        net=job.net,
-        data=DATA,
-        split=SPLIT,
-        method=job.method,
-        rule=None if job.rule == BUDGET else job.rule,
-        trained=False,
-        quick=job.quick,
-        dense_accuracy=round(percent(dense_correct), 4),
-        control_accuracy=None,
-        accuracy=round(percent(small_correct), 4),
-        interval=(round(low, 4), round(high, 4)),
-        right=packed(small_correct),
-        params_ratio=round(report.small.params / report.dense.params, 5),
-        macs_ratio=round(report.small.macs / report.dense.macs, 5),
-        latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
-        seed=job.seed,
-        device=report.device,
-        seconds=round(time.perf_counter() - start, 2),
-        version=tenfold.__version__,
-        command=job.command,
-    )
+        small = tenfold.recover(small, dense, calibration(DATA, job.seed), how=how, seed=job.seed)
+    seconds = round(time.perf_counter() - start, 2)
+    facts = {"net": job.net, "data": DATA, "split": SPLIT, "method": job.method, "quick": job.quick, "seed": job.seed}
+    rule = None if job.rule == BUDGET else job.rule
+    return judged(small, dense, images, rule=rule, seconds=seconds, command=job.command, **facts)
 
 
 def within(found: tenfold.Options, params: float, rule: Callable[[float], tenfold.Target]) -> tenfold.Plan:
@@ -169,7 +147,7 @@ def compressed(net: str, mix: str, rule: str, params: float | None, seed: int | 
 @lru_cache(maxsize=1)
 def statistics(net: str, seed: int) -> tenfold.Statistics:
     """What training images tell."""
-    return tenfold.calibrate(dense_net(net), calibration(seed), seed=seed)
+    return tenfold.calibrate(dense_net(net), calibration(DATA, seed), seed=seed)
 
 
 @cache
@@ -185,22 +163,9 @@ def held_out(quick: bool) -> Images:
 
 
 @cache
-def correct_when_dense(net: str, quick: bool) -> Tensor:
-    """What the trained network gets right."""
-    return correct(dense_net(net), held_out(quick))
-
-
-@cache
-def calibration(seed: int) -> list[Tensor]:
-    """Training images without labels."""
-    images = drawn_images(DATA, "train", CALIBRATION_IMAGES, seed)
-    return [inputs for inputs, _ in images.batches(CALIBRATION_BATCH)]
-
-
-@cache
 def example() -> Tensor:
     """One image."""
-    return calibration(SEED)[0][:1]
+    return calibration(DATA, SEED)[0][:1]
 
 
 @lru_cache(maxsize=2)

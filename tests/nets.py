@@ -1,5 +1,7 @@
 """Small networks that tests share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -59,3 +61,20 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Stopped(Exception):  # noqa: N818
+    """What stops a run that could go on."""
+
+
+class StopsAt:
+    """An augmentation that changes nothing, counts its calls, and stops the run at one of them."""
+
+    def __init__(self, call: int, then: Callable[[Tensor, Tensor], Tensor] = lambda x, _: x) -> None:
+        self.call, self.then, self.calls = call, then, 0
+
+    def __call__(self, x: Tensor, noise: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.call:
+            raise Stopped
+        return self.then(x, noise)

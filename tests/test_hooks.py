@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from nets import images, randomised, small_cnn
+from nets import Stopped, StopsAt, images, randomised, small_cnn
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -62,16 +62,8 @@ def test_admm_brings_weights_to_where_the_plan_loses_little():
 
 
 def test_admm_goes_on_after_a_stop(tmp_path):
-    class Stopped(Exception):  # noqa: N818
-        pass
-
-    def augment(x, noise):
-        if next(calls) == 21:
-            raise Stopped
-        return x
-
+    augment = StopsAt(22)
     whole = finetune(DENSE, DENSE, DATA, RECIPE, hooks=[ADMM(DENSE, PLAN, strength=5.0)]).model
-    calls = iter(range(100))
     with pytest.raises(Stopped):
         finetune(DENSE, DENSE, DATA, RECIPE, hooks=[ADMM(DENSE, PLAN, strength=5.0)], augment=augment, folder=tmp_path)
     hooks = [ADMM(DENSE, PLAN, strength=5.0)]
@@ -79,7 +71,7 @@ def test_admm_goes_on_after_a_stop(tmp_path):
     with pytest.raises(TenfoldError, match="is of another run"):
         finetune(DENSE, DENSE, DATA, RECIPE, hooks=[ADMM(DENSE, PLAN, strength=4.0)], folder=tmp_path)
     again = finetune(DENSE, DENSE, DATA, RECIPE, hooks=hooks, augment=augment, folder=tmp_path).model
-    assert next(calls) < 40
+    assert augment.calls < 40
     assert all(torch.equal(value, before[name]) for name, value in hooks[0].state_dict().items())
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from nets import images, randomised, small_cnn
+from nets import Stopped, StopsAt, images, randomised, small_cnn
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import TensorDataset
@@ -149,19 +149,11 @@ def test_finetune_drives_it_and_goes_on_after_a_stop(tmp_path):
     assert sparse(whole.model) < sparse(plain.model)
     assert float(SVDTraining().penalty(whole.model).detach()) < float(SVDTraining().penalty(plain.model).detach())
 
-    class Stopped(Exception):  # noqa: N818
-        pass
-
-    def augment(x, noise):
-        if next(calls) == 13:
-            raise Stopped
-        return x
-
-    calls = iter(range(100))
+    augment = StopsAt(14)
     with pytest.raises(Stopped):
         finetune(model, DENSE, data, recipe, hooks=[training], augment=augment, folder=tmp_path)
     again = finetune(model, DENSE, data, recipe, hooks=[training], augment=augment, folder=tmp_path)
-    assert next(calls) < 30  # it went on
+    assert augment.calls < 30  # it went on
     for found, expected in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.allclose(found, expected, atol=1e-6)
 

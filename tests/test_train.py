@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
-from nets import images, randomised, small_cnn
+from nets import Stopped, StopsAt, images, randomised, small_cnn
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -115,10 +115,6 @@ def test_other_losses_and_metrics_and_what_is_not_logits():
     assert len(seen) == 2
 
 
-class Stopped(Exception):  # noqa: N818
-    pass
-
-
 def without_times(history):
     return [epoch.model_copy(update={"seconds": 0.0}) for epoch in history]
 
@@ -128,23 +124,15 @@ def test_a_run_that_was_stopped_ends_the_same(at, tmp_path, monkeypatch):
     monkeypatch.setattr(_finetune, "_KEEP_S", 0.0)
     whole = finetune(SMALL, DENSE, EXAMPLES, RECIPE, augment=Augment(shift=1))
     assert all(epoch.seconds > 0 for epoch in whole.history)
-    calls = 0
-
-    def augment(x, noise):
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            raise Stopped
-        return Augment(shift=1)(x, noise)
-
+    augment = StopsAt(at, Augment(shift=1))
     with pytest.raises(Stopped):
         finetune(SMALL, DENSE, EXAMPLES, RECIPE, augment=augment, folder=tmp_path)
     resumed = finetune(SMALL, DENSE, EXAMPLES, RECIPE, augment=augment, folder=tmp_path)
     assert same(resumed.model, whole.model)
     assert without_times(resumed.history) == without_times(whole.history)
-    assert calls == 2 * 5 + 1
+    assert augment.calls == 2 * 5 + 1
     assert same(finetune(SMALL, DENSE, EXAMPLES, RECIPE, folder=tmp_path).model, whole.model)
-    assert calls == 2 * 5 + 1
+    assert augment.calls == 2 * 5 + 1
     with pytest.raises(TenfoldError, match="is of another run"):
         finetune(SMALL, DENSE, EXAMPLES, RECIPE.model_copy(update={"lr": 0.1}), folder=tmp_path)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"torn")
@@ -157,13 +145,7 @@ def test_other_recipes_too_end_the_same_after_a_stop(change, tmp_path, monkeypat
     monkeypatch.setattr(_finetune, "_KEEP_S", 0.0)
     recipe = RECIPE.model_copy(update=change)
     whole = finetune(SMALL, DENSE, EXAMPLES, recipe)
-
-    def augment(x, noise):
-        if next(calls) == 7:
-            raise Stopped
-        return x
-
-    calls = iter(range(100))
+    augment = StopsAt(8)
     with pytest.raises(Stopped):
         finetune(SMALL, DENSE, EXAMPLES, recipe, augment=augment, folder=tmp_path)
     assert same(finetune(SMALL, DENSE, EXAMPLES, recipe, augment=augment, folder=tmp_path).model, whole.model)
@@ -414,15 +396,7 @@ def test_rounds_compress_what_the_network_has_become(tmp_path, monkeypatch):
     tenfold.save(tmp_path / "saved", done.model, done.plan)
     assert same(tenfold.load(tmp_path / "saved", DENSE), done.model)
 
-    calls = 0
-
-    def augment(x, noise):
-        nonlocal calls
-        calls += 1
-        if calls == 8:  # in the second round
-            raise Stopped
-        return x
-
+    augment = StopsAt(8)  # in the second round
     with pytest.raises(Stopped):
         progressive(DENSE, ROUNDS, EXAMPLES, **SETTING, augment=augment, folder=tmp_path / "run")
     assert same(

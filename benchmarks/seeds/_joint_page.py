@@ -68,8 +68,8 @@ def _of_size(rows: Sequence[_rows.Row]) -> list[str]:
             against = f"{percent(right) - percent(best_right):+.2f} ({low:+.2f} to {high:+.2f}), {best.method}"
         lines.append(
             f"| {row.net} | {100 * (row.asked or 0):g} % | {row.method} | {row.params_ratio:.3f} "
-            f"| {row.macs_ratio:.3f} | {row.accuracy:.2f} | {_change(row.accuracy - row.dense_accuracy, row.interval)} "
-            f"| {against} |"
+            f"| {row.macs_ratio:.3f} | {row.accuracy:.2f} "
+            f"| {_rows.change(row.accuracy - row.dense_accuracy, row.interval)} | {against} |"
         )
     return lines
 
@@ -116,11 +116,7 @@ def _cells(row: _rows.Row) -> str:
     claimed = published(row.net, row.method, _asked(row, "--rate")) if row.data.startswith("cifar10") else None
     return (
         f"| {row.method} | {_asked(row, '--rate'):g} | {_start(row)} | {1 / row.params_ratio:.2f} | {row.accuracy:.2f} "
-        f"| {_change(row.accuracy - row.dense_accuracy, row.interval)} "
-        f"| {_change(row.accuracy - (row.control_accuracy or 0), row.control_interval)} "
+        f"| {_rows.change(row.accuracy - row.dense_accuracy, row.interval)} "
+        f"| {_rows.change(row.accuracy - (row.control_accuracy or 0), row.control_interval)} "
         f"| {row.macs_ratio:.3f} | {row.latency_ratio:.2f} | {'' if claimed is None else f'{claimed:+.2f}'} |"
     )
-
-
-def _change(points: float, interval: tuple[float, float] | None) -> str:
-    return f"{points:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})" if interval and any(interval) else "0"

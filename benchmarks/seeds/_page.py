@@ -80,11 +80,7 @@ def _cells(row: _rows.Row) -> str:
     )
     return (
         f"| {row.method} | {row.seed} | {1 / row.params_ratio:.2f} | {row.accuracy:.2f} "
-        f"| {_change(row.accuracy - row.dense_accuracy, row.interval)} "
-        f"| {_change(row.accuracy - (row.control_accuracy or 0), row.control_interval)} "
+        f"| {_rows.change(row.accuracy - row.dense_accuracy, row.interval)} "
+        f"| {_rows.change(row.accuracy - (row.control_accuracy or 0), row.control_interval)} "
         f"| {row.macs_ratio:.3f} | {row.latency_ratio:.2f} | {claimed} |"
     )
-
-
-def _change(points: float, interval: tuple[float, float] | None) -> str:
-    return f"{points:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})" if interval and any(interval) else "0"

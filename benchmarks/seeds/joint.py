@@ -24,8 +24,8 @@ from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
-from benchmarks._score import correct, in_bulk, packed, paired_interval, percent
-from benchmarks._train import Trained, announced, fit, judged, kept
+from benchmarks._score import judged
+from benchmarks._train import Trained, announced, fit, kept
 from benchmarks.seeds._joint_cases import (
     ALL_JOINT,
     CHOSEN,
@@ -62,7 +62,8 @@ def run(job: Job, runs: Path) -> _rows.Row:
     small, control, dense = (network(each, runs) for each in (job, job.control, job.dense))
     facts = {"net": job.net, "data": job.data, "split": DATA[job.data][0], "method": job.method, "quick": job.quick}
     images = first_images(job.data, DATA[job.data][0], QUICK_IMAGES if job.quick else None)
-    return judged(small, control.model, dense.model, images, seed=job.seed, command=job.command, **facts)
+    made = {"seconds": small.seconds, "seed": job.seed, "command": job.command}
+    return judged(small.model, dense.model, images, control=control.model, **made, **facts)
 
 
 @cache
@@ -122,32 +123,11 @@ class OneShot:
 
 def run_oneshot(job: OneShot) -> _rows.Row:
     """Compress, and judge."""
-    dense, batches = trained(job.net, ONESHOT_DATA), calibration(ONESHOT_DATA, job.seed)
-    found = options(job.net, job.method, job.seed)
+    dense, found = trained(job.net, ONESHOT_DATA), options(job.net, job.method, job.seed)
     small = tenfold.apply(dense, found.plan(tenfold.Budget(params=job.params)), found.statistics)
     images = first_images(ONESHOT_DATA, "test", QUICK_IMAGES if job.quick else None)
-    right, right_dense = (correct(in_bulk(model), images) for model in (small, dense))
-    report = tenfold.verify(small, dense, [batches[0][:1]])
-    return _rows.Row(
-        net=job.net,
-        data=ONESHOT_DATA,
-        split="test",
-        method=job.method,
-        trained=False,
-        quick=job.quick,
-        dense_accuracy=round(percent(right_dense), 4),
-        control_accuracy=None,
-        accuracy=round(percent(right), 4),
-        interval=paired_interval(right, right_dense),
-        right=packed(right),
-        params_ratio=round(report.small.params / report.dense.params, 5),
-        macs_ratio=round(report.small.macs / report.dense.macs, 5),
-        latency_ratio=round(report.small.milliseconds / report.dense.milliseconds, 4),
-        seed=job.seed,
-        device=report.device,
-        version=tenfold.__version__,
-        command=job.command,
-    )
+    facts = {"net": job.net, "data": ONESHOT_DATA, "split": "test", "method": job.method, "quick": job.quick}
+    return judged(small, dense, images, seed=job.seed, command=job.command, **facts)
 
 
 @lru_cache(maxsize=1)

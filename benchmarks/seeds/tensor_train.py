@@ -25,7 +25,8 @@ from benchmarks._compress import applied, calibration, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
-from benchmarks._train import Trained, announced, fit, judged, kept
+from benchmarks._score import judged
+from benchmarks._train import Trained, announced, fit, kept
 from benchmarks.seeds._cases import (
     CASES,
     CONTROL,
@@ -108,7 +109,8 @@ def run(job: Job, runs: Path) -> _rows.Row:
     small, control, dense = (network(each, runs) for each in (job, job.control, job.dense))
     facts = {"net": f"garipov-{job.net}", "data": DATA, "split": "test", "method": job.method, "quick": job.quick}
     images = judged_images(job.quick)
-    return judged(small, control.model, dense.model, images, seed=job.seed, command=job.command, **facts)
+    made = {"seconds": small.seconds, "seed": job.seed, "command": job.command}
+    return judged(small.model, dense.model, images, control=control.model, **made, **facts)
 
 
 @cache

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from tenfold._allocate import Option, UnreachableError, allocate, worthwhile
 from tenfold._candidates import Ladder, Options, Target
-from tenfold._cost import LIMITED
+from tenfold._cost import LIMITED, PARAMS
 from tenfold._errors import TenfoldError
 from tenfold._judge import Judge, Trial
 from tenfold._plan import Step
 from tenfold._search import smallest
 
-_PARAMS = LIMITED.index("params")
 _UNITS = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
 
 
@@ -83,8 +82,8 @@ class Budget(Target):
         if limits:
             best = self._within(options, limits)
             most, drop = self._allowed(judge(options.ordered(best)))
-        fewest = chosen(options, limits or {"params": 2 * most}, lambda pool: pool.costs[:, _PARAMS].astype(np.float64))
-        least = options.dense.params + sum(int(options.change_of(step)[_PARAMS]) for step in fewest)
+        fewest = chosen(options, limits or {"params": 2 * most}, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
+        least = options.dense.params + sum(int(options.change_of(step)[PARAMS]) for step in fewest)
 
         def at(params: int) -> list[Step]:
             return self._within(options, {**limits, "params": params})

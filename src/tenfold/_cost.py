@@ -22,6 +22,7 @@ from tenfold._trace import Call
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 LIMITED = ("params", "macs", "bytes")  # the entries of a layer's cost, in this order
+PARAMS = LIMITED.index("params")
 
 
 class Cost(Record):

@@ -89,17 +89,17 @@ class Sum(nn.Module):
         return getattr(last, "bias", None)
 
 
-def allocate(model: nn.Module, device: torch.device) -> None:
+def materialise(model: nn.Module, device: torch.device) -> None:
     """Give a model on the meta device memory on another. What layers share stays shared (not so by `to_empty`)."""
     new: dict[int, Any] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    tensors[name] = new.setdefault(id(tensor), _allocated(tensor, device))
+                    tensors[name] = new.setdefault(id(tensor), _materialised(tensor, device))
 
 
-def _allocated(tensor: Tensor, device: torch.device) -> Tensor:
+def _materialised(tensor: Tensor, device: torch.device) -> Tensor:
     empty = torch.empty_like(tensor, device=device)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 

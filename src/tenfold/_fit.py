@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tenfold._calibrate import Statistics
-from tenfold._factored import Factored, allocate
+from tenfold._factored import Factored, materialise
 from tenfold._layers import channels, from_stored, groups, has_bias, matrices
 from tenfold._method import Curve, Method, Site
 from tenfold._metric import Metric
@@ -115,7 +115,7 @@ def missed_mean(dense: Any, factored: Factored, metric: Metric) -> Tensor | None
 def _empty(method: Method, site: Site, rank: Rank) -> tuple[Factored, ...]:
     with torch.device("meta"):
         new = method.skeleton(site, rank)
-    allocate(nn.ModuleList(new), next(site.modules[0].parameters()).device)
+    materialise(nn.ModuleList(new), next(site.modules[0].parameters()).device)
     return new
 
 

@@ -2,7 +2,6 @@
 
 # g groups, o outputs a group, i inputs a group, ... kernel axes
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from tenfold._apply import replace_module
-from tenfold._layers import LAYERS, groups, kernels, write
+from tenfold._layers import LAYERS, groups, kernels, owners, write
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -30,7 +29,7 @@ def fold_norms(model: nn.Module, program: ExportedProgram) -> int:
 
 def _pairs(model: nn.Module, program: ExportedProgram) -> Iterator[tuple[nn.Module, nn.Module]]:
     names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
-    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    times = owners(model)
     for node in program.graph.nodes:
         if getattr(node.target, "overloadpacket", None) is not torch.ops.aten.batch_norm:
             continue

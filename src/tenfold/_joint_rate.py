@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
-from typing import Any
 
 from tenfold._candidates import Candidate, Options, Target
 from tenfold._errors import TenfoldError
-from tenfold._layers import channels, is_pointwise, kernel_size
+from tenfold._layers import channels, is_pointwise, spatial_sides
 from tenfold._plan import Rank, Step
+from tenfold.methods import JointSVD
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,13 @@ class JointRate(Target):
                     f"JointRate gives ranks of one number, and {candidate.method.name} takes {len(full)}."
                 )
             return (max(1, floor(wanted)),)
-        left = getattr(candidate.method, "left_share", None)
-        if left is None:
+        if not isinstance(candidate.method, JointSVD):
             raise TenfoldError(f"JointRate knows joint decomposition only, not {candidate.method.name}.")
-        rows, columns = ([_side(layer, side) for layer in layers] for side in (0, 1))
+        rows, columns = zip(*map(spatial_sides, layers), strict=True)
         apart = sum(rows) + sum(columns)
-        share = Fraction(repr(left))
+        share = Fraction(repr(candidate.method.left_share))
         by_side = (
             wanted * share * apart / (rows[0] + sum(columns)),
             wanted * (1 - share) * apart / (sum(rows) + columns[0]),
         )
         return tuple(max(1, floor(entry)) for entry in by_side if entry)
-
-
-def _side(layer: Any, side: int) -> int:
-    return channels(layer)[side] * (kernel_size(layer) or (1, 1))[side]

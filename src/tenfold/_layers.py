@@ -2,6 +2,7 @@
 
 # g groups, o outputs a group, i inputs a group, ... kernel axes, k kernel positions
 
+from collections import Counter
 from collections.abc import Iterable
 from math import prod
 from typing import Any
@@ -28,6 +29,11 @@ def full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def owners(model: nn.Module) -> Counter[int]:
+    """How many modules hold each parameter, by its id: more than one where layers share it."""
+    return Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+
+
 def channels(layer: Any) -> tuple[int, int]:
     """Inputs and outputs: channels, features, or rows and columns of an embedding."""
     if hasattr(layer, "nx"):
@@ -47,6 +53,12 @@ def groups(layer: Any) -> int:
 def kernel_size(layer: Any) -> tuple[int, ...]:
     """One number for each kernel axis; none for Linear and Embedding."""
     return getattr(layer, "kernel_size", ())
+
+
+def spatial_sides(layer: Any) -> tuple[int, int]:
+    """H I and W O: the rows and columns of the spatial unfolding of a Linear or 2-d layer."""
+    (inputs, outputs), (height, width) = channels(layer), kernel_size(layer) or (1, 1)
+    return inputs * height, outputs * width
 
 
 def is_pointwise(layer: Any) -> bool:

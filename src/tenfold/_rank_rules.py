@@ -13,14 +13,12 @@ from tenfold._allocate import Option, allocate
 from tenfold._apply import apply
 from tenfold._budget import Budget, Pool, pooled, unreachable
 from tenfold._candidates import Candidate, Options, Target, cheaper
-from tenfold._cost import LIMITED
+from tenfold._cost import LIMITED, PARAMS
 from tenfold._errors import TenfoldError
 from tenfold._linalg import evbmf_rank, spectrum
 from tenfold._plan import Plan, Rank, Step
 from tenfold._progress import track
 from tenfold._run import undisturbed
-
-_PARAMS = LIMITED.index("params")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Energy(Target):
             enough = np.flatnonzero(pool.worst <= 1 - self.kept + 1e-12)
             if len(enough):
                 cheapest = int(enough[np.lexsort(pool.costs[enough].T[::-1])[0]])
-                chosen.append((int(pool.costs[cheapest, _PARAMS]), pool.step(cheapest)))
+                chosen.append((int(pool.costs[cheapest, PARAMS]), pool.step(cheapest)))
         return _apart(chosen)
 
 
@@ -191,7 +189,7 @@ def _cheapest_of_each_site(
         layers, cost = candidate.site.layers, tuple(change[0].tolist())
         if layers not in best or cost < best[layers][0]:
             best[layers] = cost, candidate.step(rank)
-    return _apart([(cost[_PARAMS], step) for cost, step in best.values()])
+    return _apart([(cost[PARAMS], step) for cost, step in best.values()])
 
 
 def _apart(priced: Sequence[tuple[int, Step]]) -> list[Step]:

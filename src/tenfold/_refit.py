@@ -4,7 +4,6 @@
 
 import copy
 import operator
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import reduce
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from tenfold._calibrate import POSITIONS, LayerStatistics, moments
 from tenfold._data import Inputs
 from tenfold._fit import descend, stood_for
-from tenfold._layers import has_bias, matrices, write
+from tenfold._layers import has_bias, matrices, owners, write
 from tenfold._method import Site
 from tenfold._metric import Metric
 from tenfold._pair import Pair, rebuilding, replaced
@@ -47,7 +46,7 @@ def refitted(
     graph = trace(dense, used[0])
     with undisturbed(new), undisturbed(dense):
         before = Pair(small, dense).errors_on(held_back)
-        times = Counter(id(parameter) for _, parameter in new.named_parameters(remove_duplicate=False))
+        times = owners(new)
         shared = [parameter for parameter in new.parameters() if times[id(parameter)] > 1]
         with rebuilding(new, dense):
             for name in track(_in_order(new, used[0]), "refit"):

@@ -1,6 +1,5 @@
 """Tracing: one run of the example, to learn which layers are called, with what, and which must stay as they are."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, ref
@@ -12,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenfold._data import Inputs
-from tenfold._layers import LAYERS, channels
+from tenfold._layers import LAYERS, channels, owners
 from tenfold._run import forward, undisturbed, watched
 
 
@@ -58,7 +57,7 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
         for name, module in model.named_modules()
         if any(p is not None and p.dim() >= 2 for p in module._parameters.values())
     }
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    times = owners(model)
     replaced = {module for module in modules.values() if "forward" in vars(module)}
     watch = _Watch({id(p): module for module in modules.values() for p in module._parameters.values()})
     norms: dict[nn.Module | None, str] = {
@@ -69,7 +68,7 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
 
     def reason(module: nn.Module) -> str | None:
         calls = watch.calls.get(module, [])
-        if any(owners[id(p)] > 1 for p in module._parameters.values() if p is not None):
+        if any(times[id(p)] > 1 for p in module._parameters.values() if p is not None):
             return "its weight is shared with another layer"
         if module in replaced:
             return "its forward was replaced on the instance"

@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from tenfold._candidates import Candidate, priced
 from tenfold._data import Inputs
-from tenfold._factored import Factored, allocate
+from tenfold._factored import Factored, materialise
 from tenfold._layers import matrices
 from tenfold._method import Method, Site
 from tenfold._plan import Rank
@@ -117,7 +117,7 @@ class Case:
         (site,) = self.sites
         with torch.device("meta"):
             new = self.method.skeleton(site, rank)
-        allocate(nn.ModuleList(new), torch.device("cpu"))
+        materialise(nn.ModuleList(new), torch.device("cpu"))
         with torch.no_grad():
             self.method.fill(site, rank, new)
         return tuple(factored.eval() for factored in new)

@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored, Sum
-from tenfold._layers import channels, factor, groups, has_bias, kernel_size, kernels, kind, write, write_bias
+from tenfold._layers import (
+    channels,
+    factor,
+    groups,
+    has_bias,
+    kernel_size,
+    kernels,
+    kind,
+    spatial_sides,
+    write,
+    write_bias,
+)
 from tenfold._linalg import discarded, truncated
 from tenfold._method import Curve, Method, Site, levels
 from tenfold._plan import Rank
@@ -77,7 +88,7 @@ class JointSVD(Method):
             yield site
 
     def _alike(self, layer: Any) -> Hashable:
-        rows, columns = _sides(layer)
+        rows, columns = spatial_sides(layer)
         shared = (rows if self.left_share > 0 else None, columns if self.left_share < 1 else None)
         sides = shared if self.odd == "joint" else (rows, columns)
         return kind(layer), kernel_size(layer), layer.weight.dtype, layer.weight.device, sides
@@ -94,7 +105,7 @@ class JointSVD(Method):
         if any(groups(layer) > 1 for layer in site.modules):
             raise TenfoldError(f"{', '.join(site.layers)} cannot share a factor: a convolution has groups.")
         for side, shared in enumerate((self.left_share > 0, self.left_share < 1)):
-            sizes = sorted({_sides(layer)[side] for layer in site.modules})
+            sizes = sorted({spatial_sides(layer)[side] for layer in site.modules})
             if shared and (len(sizes) > 1 or len({kernel_size(layer) for layer in site.modules}) > 1):
                 raise TenfoldError(
                     f"{', '.join(site.layers)} cannot share a {('left', 'right')[side]} factor: their unfoldings "
@@ -191,12 +202,6 @@ def alternated(weights_hw: Sequence[Tensor], left: int, right: int, sweeps: int)
         with_left = left_shared([w - u @ v for w, (u, v) in zip(weights_hw, with_right, strict=True)], left)
         rest = [w - u @ v for w, (u, v) in zip(weights_hw, with_left, strict=True)]
     return [*zip(with_left, with_right, strict=True)]
-
-
-def _sides(layer: Any) -> tuple[int, int]:
-    """H and w."""
-    (inputs, outputs), (height, width) = channels(layer), kernel_size(layer) or (1, 1)
-    return inputs * height, outputs * width
 
 
 def _unfolded(layer: Any) -> Tensor:

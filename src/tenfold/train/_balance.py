@@ -1,6 +1,5 @@
 """Factors of equal norm: the same product, on which training takes even steps."""
 
-from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold._factored import Factored
-from tenfold._layers import groups, kernels, write
+from tenfold._layers import groups, kernels, owners, write
 
 _SWEEPS = 12
 
@@ -18,7 +17,7 @@ def balance(model: nn.Module) -> None:
 
     Factors that several layers share stay as they are.
     """
-    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    times = owners(model)
     with torch.no_grad():
         for module in model.modules():
             if not isinstance(module, Factored) or any(times[id(p)] > 1 for p in module.parameters()):

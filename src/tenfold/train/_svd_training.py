@@ -3,7 +3,6 @@
 # O outputs, K inputs times kernel positions, R rank; h rows and w columns of a matrix
 
 import copy
-from collections import Counter
 from typing import Any, Literal
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 from tenfold._apply import replace_module
 from tenfold._errors import TenfoldError
-from tenfold._factored import Factored, allocate
+from tenfold._factored import Factored, materialise
 from tenfold._fit import made
-from tenfold._layers import CONVOLUTIONS, channels, groups, kernel_size, kernels, write, write_bias
+from tenfold._layers import CONVOLUTIONS, channels, groups, kernel_size, kernels, owners, write, write_bias
 from tenfold._method import Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Step
 from tenfold._run import unwrapped
@@ -146,7 +145,7 @@ class SingularValues(nn.Module):
 
 
 def _taking_part(model: nn.Module) -> list[Any]:
-    times = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    times = owners(model)
     layers: list[Any] = [module for module in model.modules() if type(module) in _SERVED and groups(module) == 1]
     alone = [layer for layer in layers if times[id(layer.weight)] == 1]
     return [layer for layer in alone if min(layer.weight.flatten(1).shape) > 1]  # else there is nothing to cut
@@ -205,7 +204,7 @@ def _keep(factored: Any, kept: Tensor) -> None:
 
 def _write_product(plain: Factored, factored: Any) -> None:
     first, values, then = factored
-    allocate(plain, first.weight.device)
+    materialise(plain, first.weight.device)
     _write_first(plain[0], _rows_of_first(first).detach())
     _write_last(plain[1], values.values.detach().abs()[:, None] * _rows_of_last(then).detach())
     write_bias(factored, plain)
