@@ -185,7 +185,7 @@ class Trial:
         """The small network."""
         self.small = tenfold.apply(self.dense, self.chosen)
         self.facts["ratio"] = ratio = _params(self.small) / self.facts["params"]
-        promised = self.found.dense.params + sum(self.found.change_of(step)[0] for step in self.chosen.steps)
+        promised = self.found.predicted(self.chosen.steps)[0]
         if _params(self.small) != promised:
             return f"{_params(self.small):,} parameters; the plan promised {promised:,}"
         if not (LEAST_SHARE <= ratio <= SHARE or self.refused):

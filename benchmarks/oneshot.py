@@ -100,9 +100,7 @@ def within(found: tenfold.Options, params: float, rule: Callable[[float], tenfol
         return found.plan(rule(number))
 
     def fits(number: float) -> bool:
-        return (
-            found.dense.params + sum(found.change_of(s)[0] for s in plan(number).steps) <= params * found.dense.params
-        )
+        return found.predicted(plan(number).steps)[0] <= params * found.dense.params
 
     low, high = 1e-6, 1.0
     for _ in range(12):

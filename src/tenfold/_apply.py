@@ -1,15 +1,17 @@
 """Applying a plan: a new model, in which factored layers stand where dense ones stood."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tenfold import _removal
 from tenfold._calibrate import Statistics
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
-from tenfold._fit import made, metrics_of, missed_mean
+from tenfold._fit import made, make_up, metrics_of, missed_mean
 from tenfold._layers import kind
 from tenfold._method import Method, Site
 from tenfold._plan import Plan, Step
@@ -31,9 +33,18 @@ def apply(model: nn.Module, plan: Plan, statistics: Statistics | None = None) ->
     model = unwrapped(model)
     plan.check_made_for(model)
     new = copy.deepcopy(model)
-    for step in track(plan.steps, "factors"):
-        _take(new, step, statistics)
+    taken(new, plan.steps, statistics)
     return new
+
+
+def taken(model: nn.Module, steps: Iterable[Step], statistics: Statistics | None) -> Statistics | None:
+    """Take steps on the model itself; what the statistics tell about the layers that are left."""
+    for step in track([*steps], "factors"):
+        if step.links:
+            statistics = _removal.take(model, step, statistics)
+        else:
+            _replace(model, step, statistics)
+    return statistics
 
 
 def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
@@ -42,6 +53,9 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     plan.check_made_for(model)
     new = on_meta(model)
     for step in plan.steps:
+        if step.links:
+            _removal.shape(new, step)
+            continue
         site, method = _checked(new, step)
         with torch.device("meta"):
             _put(new, site, method.skeleton(site, step.rank), step.form)
@@ -56,7 +70,7 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _take(model: nn.Module, step: Step, statistics: Statistics | None) -> None:
+def _replace(model: nn.Module, step: Step, statistics: Statistics | None) -> None:
     site, method = _checked(model, step)
     metrics = metrics_of(site, statistics)
     new = made(method, site, step.rank, metrics)
@@ -64,17 +78,8 @@ def _take(model: nn.Module, step: Step, statistics: Statistics | None) -> None:
         missed = missed_mean(dense, factored, metric)
         if missed is not None:
             norm = statistics.layers[name].norm  # type: ignore[union-attr]
-            _make_up(missed, factored.bias, None if norm is None else model.get_submodule(norm))
+            make_up(missed, factored.bias, None if norm is None else model.get_submodule(norm))
     _put(model, site, new, step.form)
-
-
-def _make_up(missed: Tensor, bias: Tensor | None, norm: Any) -> None:
-    """Add what the outputs lack in the mean to the bias, or take it off the mean that the norm behind expects."""
-    with torch.no_grad():
-        if bias is not None:
-            bias += missed.to(bias)
-        elif norm.running_mean is not None:
-            norm.running_mean -= missed.to(norm.running_mean)
 
 
 def _checked(model: nn.Module, step: Step) -> tuple[Site, Method]:

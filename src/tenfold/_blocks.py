@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from tenfold._data import Inputs
-from tenfold._factored import Factored
-from tenfold._pair import Pair
+from tenfold._pair import Pair, changed
 from tenfold._progress import track
 from tenfold._run import undisturbed
 
@@ -21,7 +20,7 @@ _LOOK = 30  # steps between looks at the held-back examples
 def reconstructed(
     small: nn.Module, dense: nn.Module, used: Sequence[Inputs], held_back: Sequence[Inputs], seed: int
 ) -> nn.Module:
-    """A copy of `small`, its factors trained for the sum of both errors of `Pair`.
+    """A copy of `small`, its changed layers trained for the sum of both errors of `Pair`.
 
     Of the states at every look, the first among them, the one with the least sum on what is held back is kept, if the
     outputs are no further off than at the first.
@@ -29,7 +28,7 @@ def reconstructed(
     new = copy.deepcopy(small)
     pair = Pair(new, dense)
     generator = torch.Generator().manual_seed(seed)
-    with undisturbed(new), undisturbed(dense), _trainable(new) as parameters, torch.enable_grad():
+    with undisturbed(new), undisturbed(dense), _trainable(new, dense) as parameters, torch.enable_grad():
         start = pair.errors_on(held_back)
         best = sum(start), [p.detach().clone() for p in parameters]
         rate = _RATE * best[0] ** 0.5  # smaller steps, where there is less to gain than to lose
@@ -60,9 +59,9 @@ def _drawn(pieces: Sequence[Inputs], generator: torch.Generator) -> Iterator[Inp
 
 
 @contextmanager
-def _trainable(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The factors, and all that is as small as a bias or a norm; what needs gradients is put back after."""
-    inside = {p for module in model.modules() if isinstance(module, Factored) for p in module.parameters()}
+def _trainable(model: nn.Module, dense: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Changed layers, and all that is as small as a bias or a norm; what needs gradients is put back after."""
+    inside = {p for name in changed(model, dense) for p in model.get_submodule(name).parameters()}
     before = {p: p.requires_grad for p in model.parameters()}
     try:
         for parameter in before:

@@ -1,9 +1,10 @@
 """The budget: one global choice over every layer, method and rank."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from tenfold._cost import LIMITED, PARAMS
 from tenfold._errors import TenfoldError
 from tenfold._judge import Judge, Trial
 from tenfold._plan import Step
+from tenfold._pruning import Pruning
 from tenfold._search import smallest
 
+_MARGIN = 0.05  # of what has to be saved: over the last of it, prices are compared
 _UNITS = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
 
 
@@ -34,6 +37,7 @@ class Budget(Target):
     macs: float | int | None = None  # multiply-adds of one run of the example
     bytes: float | int | None = None  # of all parameters and buffers
     max_drop: float | None = None
+    prunes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         limits = {name: getattr(self, name) for name in LIMITED}
@@ -72,7 +76,35 @@ class Budget(Target):
         return self._within(options, self.limits(options))
 
     def _within(self, options: Options, limits: Mapping[str, int]) -> list[Step]:
+        if options.pruning is None:
+            return self._factorised(options, limits).steps
+        return self._pruned_first(options, options.pruning, limits)
+
+    def _factorised(self, options: Options, limits: Mapping[str, float]) -> "Choice":
         return chosen(options, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
+
+    def _pruned_first(self, options: Options, pruning: Pruning, limits: Mapping[str, int]) -> list[Step]:
+        """Filters go as long as they cost less for what they save than the last of the other options would."""
+        prices = [self.weighed(ranking.errors, ranking.moves).sum(1) for ranking in pruning.rankings]
+        dense = {name: getattr(options.dense, name) for name in limits}
+        room = {name: limit - dense[name] for name, limit in limits.items()}
+        alone, dearest = None, np.inf
+        if options.candidates:
+            with suppress(TenfoldError):  # filters may reach what the others do not
+                alone = self._factorised(options, limits)
+                wider = {name: limit - _MARGIN * min(room[name], 0) for name, limit in limits.items()}
+                saved = alone.price - self._factorised(options, wider).price
+                dearest = saved / (_MARGIN * len(limits))
+        gone = pruning.without(prices, room, dearest)
+        if gone is None:
+            least = [int(pruning.least[LIMITED.index(name)]) for name in limits]
+            raise unreachable(limits, [*dense.values()], least)
+        removals = pruning.steps(gone)
+        if alone is not None and not removals:
+            return alone.steps
+        rest = self._factorised(options.without(removals), limits) if options.candidates else Choice([], 0.0)
+        price = sum(float(price[count]) for price, count in zip(prices, gone, strict=True)) + rest.price
+        return [*removals, *rest.steps] if alone is None or price < alone.price else alone.steps
 
     def searched(self, options: Options, judge: Judge) -> list[Step]:
         if self.max_drop is None:
@@ -82,8 +114,7 @@ class Budget(Target):
         if limits:
             best = self._within(options, limits)
             most, drop = self._allowed(judge(options.ordered(best)))
-        fewest = chosen(options, limits or {"params": 2 * most}, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
-        least = options.dense.params + sum(int(options.change_of(step)[PARAMS]) for step in fewest)
+        least = self._fewest(options, limits or {"params": 2 * most})
 
         def at(params: int) -> list[Step]:
             return self._within(options, {**limits, "params": params})
@@ -92,6 +123,12 @@ class Budget(Target):
         best = best if found is None else at(found)
         judge.warn(options.ordered(best), self.max_drop)
         return best
+
+    def _fewest(self, options: Options, limits: Mapping[str, int]) -> int:
+        if options.pruning is not None and not options.candidates:
+            return options.dense.params + int(options.pruning.least[PARAMS])
+        fewest = chosen(options, limits, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
+        return int(options.predicted(fewest.steps)[PARAMS])
 
     def _allowed(self, trial: Trial) -> tuple[int, float]:
         """The size and drop of what the limits alone give."""
@@ -104,11 +141,18 @@ class Budget(Target):
         return trial.params, -trial.change
 
 
-def chosen(options: Options, limits: Mapping[str, int], price: Callable[["Pool"], NDArray[np.float64]]) -> list[Step]:
+class Choice(NamedTuple):
+    """Steps, and the sum of their prices."""
+
+    steps: list[Step]
+    price: float
+
+
+def chosen(options: Options, limits: Mapping[str, float], price: Callable[["Pool"], NDArray[np.float64]]) -> Choice:
     """The steps within the limits whose summed price is least; a layer that stays dense has none."""
     columns = [LIMITED.index(name) for name in limits]
     dense = [getattr(options.dense, name) for name in limits]
-    room = [limit - cost for limit, cost in zip(limits.values(), dense, strict=True)]  # of change, so negative
+    room = [int(limit) - cost for limit, cost in zip(limits.values(), dense, strict=True)]  # of change, so negative
     ladders = [ladder.cheaper() for ladder in options.ladders]
     # Options closer to each other than this in cost are thinned out; hundreds of layers still fill the limit.
     spacing = np.array([limit * 1e-3 for limit in limits.values()])
@@ -125,7 +169,8 @@ def chosen(options: Options, limits: Mapping[str, int], price: Callable[["Pool"]
         picks = allocate(choices, room) if choices else _nothing(room)
     except UnreachableError as error:
         raise unreachable(limits, dense, error.least) from None
-    return [origin[0].step(origin[1]) for pick in picks if (origin := origins[pick]) is not None]
+    steps = [origin[0].step(origin[1]) for pick in picks if (origin := origins[pick]) is not None]
+    return Choice(steps, sum(choices[pick].error for pick in picks))
 
 
 class Pool:
@@ -160,9 +205,9 @@ def _nothing(room: Sequence[int]) -> list[int]:
     return []
 
 
-def unreachable(limits: Mapping[str, int], dense: Sequence[int], least: Sequence[int]) -> TenfoldError:
+def unreachable(limits: Mapping[str, float], dense: Sequence[int], least: Sequence[int]) -> TenfoldError:
     """The refusal of limits, with the least that could be reached."""
-    asked = " and ".join(f"{limit:,} {_UNITS[name]}" for name, limit in limits.items())
+    asked = " and ".join(f"{int(limit):,} {_UNITS[name]}" for name, limit in limits.items())
     reached = " and ".join(
         f"{cost + change:,} {_UNITS[name]}" for name, cost, change in zip(limits, dense, least, strict=True)
     )

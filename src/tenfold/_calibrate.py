@@ -59,6 +59,24 @@ class LayerStatistics:
         """The same sums on a device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in _SUMS})
 
+    def without_inputs(self, gone_K: Tensor) -> "LayerStatistics | None":
+        """The same of a layer without groups that has lost these of its K; None where only blocks were kept."""
+        if self.gram.shape[1] > 1:
+            return None
+        rest = ~gone_K
+        gram = self.gram[:, :, rest][..., rest]
+        kept = gram.diagonal(dim1=-2, dim2=-1).sum((1, 2)) / self.gram.diagonal(dim1=-2, dim2=-1).sum((1, 2))
+        return replace(self, total=self.total[:, rest], gram=gram, quartic=self.quartic * kept.nan_to_num().square())
+
+    def without_outputs(self, gone_O: Tensor) -> "LayerStatistics":
+        """The same of a layer without groups that has lost these of its outputs."""
+        return replace(self, response=self.response[:, ~gone_O][..., ~gone_O])
+
+    def without_groups(self, gone_g: Tensor) -> "LayerStatistics":
+        """The same of a layer that has lost these of its groups."""
+        parts = ("total", "gram", "quartic", "response", "probes")
+        return replace(self, **{name: getattr(self, name)[~gone_g] for name in parts})
+
     @property
     def neglected(self) -> float:
         """How much the blocks get wrong, relative: 0 where all products are kept, else found by random directions."""

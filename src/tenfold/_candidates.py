@@ -1,21 +1,22 @@
 """Every option of every layer: its cost and its error. Made once for a model, good for any number of targets."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tenfold._apply import apply
+from tenfold._apply import apply, taken
 from tenfold._calibrate import Statistics
-from tenfold._cost import Cost, layers_cost, measure, own_cost
+from tenfold._cost import LIMITED, Cost, layers_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._errors import TenfoldError
 from tenfold._fit import kept_curve, lost_altogether, metrics_of
@@ -24,9 +25,10 @@ from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
 from tenfold._progress import track
+from tenfold._pruning import Pruning
 from tenfold._run import unwrapped
 from tenfold._trace import Graph, trace
-from tenfold.methods import DEFAULT, find
+from tenfold.methods import DEFAULT, FilterPruning, find
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,8 @@ class Ladder:
 class Target(ABC):
     """What decides the ranks: a budget or a rank rule."""
 
+    prunes: ClassVar[bool] = False  # whether it can decide how many filters stay
+
     @abstractmethod
     def steps(self, options: "Options") -> list[Step]:
         """The steps that meet this target."""
@@ -88,9 +92,13 @@ class Options:
     dense: Cost
     fingerprint: Fingerprint
     candidates: tuple[Candidate, ...]
-    unserved: dict[str, str]  # layers that no candidate serves, and why
+    pruning: Pruning | None  # what can be removed before candidates serve what is left
+    unserved: dict[str, str]  # layers that nothing serves, and why
+    example: Any
+    freeze: tuple[str, ...]
     statistics: Statistics | None = None
     _prices: dict[Any, NDArray[np.int64]] = field(default_factory=dict)
+    _rests: dict[tuple[Step, ...], "Options"] = field(default_factory=dict)
 
     def plan(self, target: Target, *, evaluate: Evaluate | None = None) -> Plan:
         """Choose the ranks. `evaluate` is needed where the target has a `max_drop`.
@@ -99,15 +107,32 @@ class Options:
             TenfoldError: if the target cannot be reached, with the least that could be.
         """
         check_evaluate(target, evaluate)
+        if self.pruning is not None and not target.prunes:
+            what = f"{type(target).__name__} cannot decide how many filters stay"
+            raise TenfoldError(f"{what}; use Budget, or leave FilterPruning out.")
         if evaluate is None or not target.needs_evaluate:
             return self.ordered(target.steps(self))
         judge = Judge(self.model, evaluate, lambda plan: apply(self.model, plan, self.statistics))
         return self.ordered(target.searched(self, judge))
 
     def ordered(self, steps: Iterable[Step]) -> Plan:
-        """The plan of these steps."""
+        """The plan of these steps: filters are removed first."""
         order = {name: index for index, name in enumerate(self.graph.layers)}
-        return Plan(sorted(steps, key=lambda step: order[step.layers[0]]), fingerprint=self.fingerprint)
+        placed = sorted(steps, key=lambda step: (not step.links, order[step.layers[0]]))
+        return Plan(placed, fingerprint=self.fingerprint)
+
+    def without(self, removals: Sequence[Step]) -> "Options":
+        """The options of the network that these steps leave, as the data sees them."""
+        key = tuple(removals)
+        if key not in self._rests:
+            small = copy.deepcopy(self.model)
+            told = taken(small, removals, self.statistics)
+            methods = [*dict.fromkeys(candidate.method for candidate in self.candidates)]
+            self._rests.clear()  # each holds a network
+            self._rests[key] = options(
+                small, example=self.example, statistics=told, methods=methods, freeze=self.freeze
+            )
+        return self._rests[key]
 
     @cached_property
     def ladders(self) -> tuple[Ladder, ...]:
@@ -138,10 +163,28 @@ class Options:
             self._prices[key] = priced(candidate, self.graph, ranks)
         return self._prices[key] - self.dense_cost(candidate)
 
-    def change_of(self, step: Step) -> NDArray[np.int64]:
-        """The cost of a step of a plan, less the cost of its dense layers."""
+    def _costs_of(self, step: Step) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         site = Site(step.layers, tuple(self.graph.layers[name].module for name in step.layers))
-        return self.change(Candidate(site, find(step.method)), np.array([step.rank]))[0]
+        candidate = Candidate(site, find(step.method))
+        dense = self.dense_cost(candidate)
+        return dense, dense + self.change(candidate, np.array([step.rank]))[0]
+
+    def predicted(self, steps: Sequence[Step]) -> NDArray[np.int64]:
+        """Parameters, multiply-adds and bytes of the whole network after these steps."""
+        whole = np.array([getattr(self.dense, name) for name in LIMITED])
+        return whole + sum(after - before for before, after in self.costs(steps))
+
+    def costs(self, steps: Sequence[Step]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """What the layers of each step cost before it and after, filters being removed first."""
+        removals = [step for step in steps if step.links]
+        if not removals:
+            return [self._costs_of(step) for step in steps]
+        pruning = self.pruning  # without one, the plan is of other options
+        if pruning is None:
+            method, inputs = FilterPruning.of(removals[0].method), example_inputs(self.example)
+            pruning = Pruning.of(method, self.model, self.graph, inputs, self.statistics)
+        rest = [step for step in steps if not step.links]
+        return pruning.costs(removals) + (self.without(removals).costs(rest) if rest else [])
 
     def left_dense(self, plan: Plan) -> dict[str, str]:
         """Every layer that the plan leaves dense, and why."""
@@ -157,7 +200,7 @@ class Options:
         if name in self.unserved:
             return self.unserved[name]
         own = [ladder for ladder in self.ladders if name in ladder.candidate.site.layers]
-        if any(len(ladder.cheaper().ranks) for ladder in own):
+        if not own or any(len(ladder.cheaper().ranks) for ladder in own):
             return None
         ladder = min(own, key=lambda ladder: int(ladder.costs[:, 0].min()))
         dense = int(ladder.dense[0])
@@ -181,7 +224,7 @@ def options(
     *,
     example: Any,
     statistics: Statistics | None = None,
-    methods: Sequence[Method] | None = None,
+    methods: Sequence[Method | FilterPruning] | None = None,
     freeze: Iterable[str] = (),
 ) -> Options:
     """Find every option of a trained model.
@@ -191,25 +234,32 @@ def options(
         example: a tensor, a tuple (positional arguments) or a dict (keyword arguments), of the batch size and
             shape for which multiply-adds are to be counted.
         statistics: what `calibrate` told, for errors as the data sees them; without it, those of the weights.
-        methods: those that compete; by default `tenfold.methods.DEFAULT`, one layer at a time.
+        methods: those that compete; by default `tenfold.methods.DEFAULT`, one layer at a time. With `FilterPruning`
+            among them, filters are removed first, and the others serve what that leaves.
         freeze: names of layers to leave dense, as shell patterns (`"head.*"`).
 
     Raises:
         TenfoldError: if the model fails on the example, holds weights that are not finite, or a pattern of
             `freeze` matches no layer.
     """
-    methods = _checked(DEFAULT if methods is None else methods)
+    chosen, removing = _checked(DEFAULT if methods is None else methods)
     model, inputs = unwrapped(model), example_inputs(example)
     _refuse_bad_weights(model)
+    if isinstance(freeze, str):
+        raise TenfoldError(f'freeze is one string; give a list of patterns: ["{freeze}"].')
+    freeze = tuple(freeze)
     graph = _frozen(trace(model, inputs), freeze)
-    candidates = _without_twins([Candidate(site, method) for method in methods for site in method.sites(graph)])
-    served = {name for candidate in candidates for name in candidate.site.layers}
+    candidates = _without_twins([Candidate(site, method) for method in chosen for site in method.sites(graph)])
+    pruning = None if removing is None else Pruning.of(removing, model, graph, inputs, statistics)
+    served, stays = (pruning.served, pruning.reasons) if pruning else (set[str](), {})
+    served = served.union(*(candidate.site.layers for candidate in candidates))
     unserved = {
-        name: layer.reason or f"no chosen method serves {_named(layer.module)}"
+        name: layer.reason or stays.get(name) or f"no chosen method serves {_named(layer.module)}"
         for name, layer in graph.layers.items()
         if name not in served
     }
-    return Options(model, graph, measure(model, example), Fingerprint.of(model), candidates, unserved, statistics)
+    dense, made_for = measure(model, example), Fingerprint.of(model)
+    return Options(model, graph, dense, made_for, candidates, pruning, unserved, example, freeze, statistics)
 
 
 def plan(
@@ -218,7 +268,7 @@ def plan(
     *,
     example: Any,
     statistics: Statistics | None = None,
-    methods: Sequence[Method] | None = None,
+    methods: Sequence[Method | FilterPruning] | None = None,
     freeze: Iterable[str] = (),
     evaluate: Evaluate | None = None,
 ) -> Plan:
@@ -287,8 +337,6 @@ def _without_twins(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _frozen(graph: Graph, patterns: Iterable[str]) -> Graph:
-    if isinstance(patterns, str):
-        raise TenfoldError(f'freeze is one string; give a list of patterns: ["{patterns}"].')
     layers = dict(graph.layers)
     for pattern in patterns:
         names = [name for name in layers if fnmatchcase(name, pattern) or name.startswith(pattern + ".")]
@@ -298,13 +346,17 @@ def _frozen(graph: Graph, patterns: Iterable[str]) -> Graph:
     return Graph(layers)
 
 
-def _checked(methods: Sequence[Method]) -> Sequence[Method]:
+def _checked(methods: Sequence[Method | FilterPruning]) -> tuple[list[Method], FilterPruning | None]:
+    """Those that factorise, and the one that removes filters, if there is one."""
     if not methods:
         raise TenfoldError("methods is empty; give at least one, such as tenfold.methods.SVD().")
     for method in methods:
-        if not isinstance(method, Method):
+        if not isinstance(method, (Method, FilterPruning)):
             raise TenfoldError(f"{method!r} is no method; give instances, such as tenfold.methods.SVD().")
-    return methods
+    removing = [method for method in methods if isinstance(method, FilterPruning)]
+    if len(removing) > 1:
+        raise TenfoldError("FilterPruning stands among the methods more than once; give one.")
+    return [method for method in methods if isinstance(method, Method)], removing[0] if removing else None
 
 
 def _refuse_bad_weights(model: nn.Module) -> None:

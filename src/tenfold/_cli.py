@@ -34,7 +34,7 @@ from tenfold._sources import build_model, named
 from tenfold._store import load, load_plan, new_file, read_weights, refuse_taken, save
 from tenfold._verify import verify
 from tenfold._version import __version__
-from tenfold.methods import CP, SVD, JointSVD, SpatialSVD, TensorTrain, Tucker
+from tenfold.methods import CP, SVD, FilterPruning, JointSVD, SpatialSVD, TensorTrain, Tucker
 from tenfold.train import progressive
 from tenfold.train._setting import Setting
 
@@ -42,12 +42,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-METHODS: dict[str, tuple[Method, ...]] = {
+METHODS: dict[str, tuple[Method | FilterPruning, ...]] = {
     "svd": (SVD("output"), SVD("input")),
     "spatial": (SpatialSVD(),),
     "tucker": (Tucker(),),
     "cp": (CP(3), CP(4)),
     "tt": (TensorTrain(),),
+    "filters": (FilterPruning(),),
     "joint": (JointSVD("right"), JointSVD("left"), JointSVD("both")),
 }
 
@@ -97,7 +98,7 @@ Saved = Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", me
 Dense = Annotated[str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
-_USUAL = ",".join(name for name in METHODS if name != "joint")
+_USUAL = ",".join(name for name in METHODS if name not in ("filters", "joint"))
 _MEAN, _STD = (",".join(map(str, values)) for values in IMAGENET)
 
 
@@ -494,7 +495,7 @@ def _options(
     return options(model, example=example, statistics=statistics, methods=chosen, freeze=freeze or ())
 
 
-def _methods(names: str) -> list[Method]:
+def _methods(names: str) -> list[Method | FilterPruning]:
     unknown = [name for name in names.split(",") if name not in METHODS]
     if unknown:
         raise TenfoldError(f'there is no method "{unknown[0]}"; known are {", ".join(METHODS)}.')

@@ -20,6 +20,7 @@ from tenfold._recover import HOW, recover
 from tenfold._resume import remembered
 from tenfold._store import save
 from tenfold._verify import Report, verify
+from tenfold.methods import FilterPruning
 
 log = logging.getLogger("tenfold")
 
@@ -43,7 +44,7 @@ def compress(
     *,
     example: Any,
     calibration: Iterable[Any] | None = None,
-    methods: Sequence[Method] | None = None,
+    methods: Sequence[Method | FilterPruning] | None = None,
     evaluate: Evaluate | None = None,
     recover: Literal["auto", "refit", "blocks", "none"] = "auto",
     freeze: Iterable[str] = (),
@@ -57,7 +58,8 @@ def compress(
         example: a tensor, a tuple (positional arguments) or a dict (keyword arguments).
         calibration: batches of training data, labels ignored; a list or a DataLoader. With it, errors are those that
             the data sees, and factors are fitted to it; a few hundred examples do.
-        methods: those that compete; by default `tenfold.methods.DEFAULT`, one layer at a time.
+        methods: those that compete; by default `tenfold.methods.DEFAULT`, one layer at a time. With `FilterPruning`
+            among them, filters are removed first, and the others serve what that leaves.
         evaluate: `evaluate(model)` returns a number, or a score for each example whose mean counts; higher is better.
             For the report, and for `Budget(max_drop=...)`, whose networks are judged after recovery.
         recover: how `tenfold.recover` mends the small network with the calibration data: "refit" or "blocks", which

@@ -5,8 +5,9 @@ each group is tried: removing channels must give the outputs of the network in w
 """
 
 import copy
+import warnings
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +15,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs
-from tenfold._layers import CONVOLUTIONS, TRANSPOSED
-from tenfold._plan import Record
+from tenfold._layers import CONVOLUTIONS, TRANSPOSED, channels, groups
+from tenfold._plan import Link, Side
 from tenfold._run import device_of, forward, undisturbed, unwrapped
 from tenfold._sources import imported
 
+SERVED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)  # exactly these
 _SAME = 1e-9  # outputs of removal and of masking may differ by this, relative, in float64
 
-Side = Literal["out", "in", "both", "norm"]
 
-
-class Link(Record):
-    """Where filter f of a group lies in a module: `repeat` channels from `offset + f repeat` on."""
-
-    module: str
-    side: Side  # out: it makes the channels; in: it reads them; both: depthwise; norm: it scales them
-    offset: int = 0  # behind what is concatenated before
-    repeat: int = 1  # positions that were flattened into channels
-
-
-class FilterGroup(Record):
+class FilterGroup(NamedTuple):
     """Filters that can only go together: the same number of the same channels in all these places."""
 
-    filters: int
     links: tuple[Link, ...]
+
+    @property
+    def filters(self) -> int:
+        """How many there are."""
+        return self.links[0].filters
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -58,20 +53,20 @@ def filter_groups(model: nn.Module, example: Inputs) -> tuple[list[FilterGroup],
     wide = copy.deepcopy(unwrapped(model)).double().eval().requires_grad_(True)
     inputs = _doubled(example.on(device_of(wide)))
     given: Any = inputs.args if inputs.args else inputs.kwargs
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
         graph = pruning.DependencyGraph().build_dependency(wide, example_inputs=given)
-    groups, reasons = [], dict[str, str]()
-    for found in graph.get_all_groups(root_module_types=[nn.Linear, *CONVOLUTIONS, *TRANSPOSED]):
+    removable, reasons = list[FilterGroup](), dict[str, str]()
+    for found in graph.get_all_groups(root_module_types=[*SERVED]):
         names = {module: name for name, module in wide.named_modules()}
-        links, reason = _links(found, names)
+        links, makers, reason = _links(found, names)
         if reason is None:
-            group = FilterGroup(filters=len(found[0].idxs), links=links)
+            group = FilterGroup(links)
             reason = _difference(wide, inputs, group)
         if reason is None:
-            groups.append(group)
+            removable.append(group)
         else:
-            reasons.update({link.module: reason for link in links if link.side == "out"})
-    return groups, reasons
+            reasons.update(dict.fromkeys(makers, reason))
+    return removable, reasons
 
 
 def masked(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:
@@ -88,11 +83,32 @@ def masked(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:
 
 
 def removed(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:
-    """A copy without these filters. Groups are removed together: each moves the channels of others."""
+    """A copy without these filters."""
     new = copy.deepcopy(model)
-    for (name, side), gone in _places(drops).items():
-        _slice(new.get_submodule(name), side, gone)
+    remove(new, drops)
     return new
+
+
+def remove(model: nn.Module, drops: Iterable[Drop]) -> None:
+    """Remove these filters from the model itself. Groups go together: each moves the channels of others."""
+    for (name, side), gone in _places(drops).items():
+        _slice(model.get_submodule(name), side, gone)
+
+
+def width(module: Any, side: Side) -> int | None:
+    """The channels of a module on a side; None if filters cannot be removed there."""
+    if side == "norm":
+        return module.num_features if isinstance(module, _BatchNorm) else None
+    if type(module) not in SERVED or (side == "both") != (groups(module) > 1):
+        return None
+    inputs, outputs = channels(module)
+    return inputs if side == "in" else outputs
+
+
+def link_channels(link: Link, filters: Iterable[int]) -> set[int]:
+    """The channels of some of a link's filters."""
+    starts = (link.offset + number * link.repeat for number in filters)
+    return {start + place for start in starts for place in range(link.repeat)}
 
 
 def _places(drops: Iterable[Drop]) -> dict[tuple[str, Side], set[int]]:
@@ -100,14 +116,14 @@ def _places(drops: Iterable[Drop]) -> dict[tuple[str, Side], set[int]]:
     places: dict[tuple[str, Side], set[int]] = {}
     for group, filters in drops:
         for link in group.links:
-            starts = (link.offset + number * link.repeat for number in filters)
-            gone = {start + place for start in starts for place in range(link.repeat)}
-            places.setdefault((link.module, link.side), set()).update(gone)
+            places.setdefault((link.module, link.side), set()).update(link_channels(link, filters))
     return places
 
 
-def _links(found: Any, names: dict[nn.Module, str]) -> tuple[tuple[Link, ...], str | None]:
+def _links(found: Any, names: dict[nn.Module, str]) -> tuple[tuple[Link, ...], list[str], str | None]:
+    """The links of a group, the layers whose filters it has, and why it cannot be removed, if it cannot."""
     links: dict[tuple[str, str], Link] = {}
+    makers: list[str] = []
     reason = None
     for item in found:
         module, name = item.dep.target.module, names.get(item.dep.target.module)
@@ -117,30 +133,32 @@ def _links(found: Any, names: dict[nn.Module, str]) -> tuple[tuple[Link, ...], s
         if side is None:
             reason = f"its channels go through {name}, a {type(module).__name__}, which mixes or groups them"
             continue
-        link = _link(name, side, item.idxs, item.root_idxs)
+        makers += [name] if side == "out" else []
+        link = _link(name, side, width(module, side), item.idxs, item.root_idxs)
         known = links.setdefault((name, side), link) if link else None
         if link is None or known != link:
             reason = f"its channels are reordered before {name}"
-    return tuple(links.values()), reason
+    return tuple(links.values()), makers, reason
 
 
 def _side(module: Any, handler: str) -> Side | None:
     if isinstance(module, _BatchNorm):
         return "norm"
-    if type(module) not in (nn.Linear, *CONVOLUTIONS, *TRANSPOSED):
+    if type(module) not in SERVED:
         return None
-    if getattr(module, "groups", 1) > 1:
+    if groups(module) > 1:
         return "both" if module.groups == module.in_channels == module.out_channels else None
     return "out" if handler == "prune_out_channels" else "in"
 
 
-def _link(name: str, side: Side, places: Sequence[int], filters: Sequence[int]) -> Link | None:
+def _link(name: str, side: Side, wide: Any, places: Sequence[int], filters: Sequence[int]) -> Link | None:
     """As offset and repeat; None if the channels lie in any other order."""
     count = max(filters) + 1
     repeat, offset = len(places) // count, min(places)
     expected = [offset + number for number in range(repeat * count)]
     in_order = list(places) == expected and list(filters) == [number // repeat for number in range(repeat * count)]
-    return Link(module=name, side=side, offset=offset, repeat=repeat) if in_order else None
+    where = {"offset": offset, "repeat": repeat, "filters": count, "width": wide}
+    return Link(module=name, side=side, **where) if in_order else None
 
 
 def _difference(wide: nn.Module, inputs: Inputs, group: FilterGroup) -> str | None:

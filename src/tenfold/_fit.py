@@ -33,10 +33,15 @@ _TRIED = (0.6, 0.3, 0.1, 0.03)  # relative errors of the weights at which a curv
 
 def metrics_of(site: Site, statistics: Statistics | None) -> tuple[Metric, ...] | None:
     """The metric of each layer of a site; None where calibration told nothing about one."""
-    told = [statistics.layers.get(name) if statistics else None for name in site.layers]
-    pairs = zip(site.modules, told, strict=True)
-    metrics = [Metric.of(s.on(dense.weight.device), has_bias=has_bias(dense)) for dense, s in pairs if s is not None]
-    return tuple(metrics) if len(metrics) == len(site.layers) else None
+    found = [metric_of(name, dense, statistics) for name, dense in zip(site.layers, site.modules, strict=True)]
+    metrics = tuple(metric for metric in found if metric is not None)
+    return metrics if len(metrics) == len(found) else None
+
+
+def metric_of(name: str, dense: Any, statistics: Statistics | None) -> Metric | None:
+    """The metric of a layer; None where calibration told nothing about it."""
+    told = statistics.layers.get(name) if statistics else None
+    return None if told is None else Metric.of(told.on(dense.weight.device), has_bias=has_bias(dense))
 
 
 def made(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric] | None = None) -> tuple[Factored, ...]:
@@ -110,6 +115,15 @@ def missed_mean(dense: Any, factored: Factored, metric: Metric) -> Tensor | None
     if metric.mean is None:
         return None
     return torch.einsum("gok,gk->go", _error(dense, factored).detach(), metric.mean).flatten()
+
+
+def make_up(missed: Tensor, bias: Tensor | None, norm: Any) -> None:
+    """Add what the outputs lack in the mean to the bias, or take it off the mean that the norm behind expects."""
+    with torch.no_grad():
+        if bias is not None:
+            bias += missed.to(bias)
+        elif norm.running_mean is not None:
+            norm.running_mean -= missed.to(norm.running_mean)
 
 
 def _empty(method: Method, site: Site, rank: Rank) -> tuple[Factored, ...]:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs
 from tenfold._factored import Factored
+from tenfold._layers import groups
 from tenfold._run import device_of, forward, watched
 
 _EXAMPLES = 64  # of a part of a batch
@@ -21,7 +22,7 @@ _EXAMPLES = 64  # of a part of a batch
 class Pair:
     """A compressed network and the dense one, run on the same inputs.
 
-    A block is a module that holds a replaced layer.
+    A block is a module that holds a changed layer; blocks that lost filters at their outputs are not compared.
     """
 
     small: nn.Module
@@ -29,7 +30,7 @@ class Pair:
     blocks: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        parents = dict.fromkeys(name.rpartition(".")[0] for name in replaced(self.small))
+        parents = dict.fromkeys(name.rpartition(".")[0] for name in changed(self.small, self.dense))
         self.blocks = [name for name in parents if name]
 
     def errors_on(self, pieces: Sequence[Inputs]) -> tuple[float, float]:
@@ -70,10 +71,22 @@ def replaced(small: nn.Module) -> list[str]:
     return [name for name, module in small.named_modules() if isinstance(module, Factored)]
 
 
+def changed(small: nn.Module, dense: nn.Module) -> list[str]:
+    """The names of the layers that were replaced, or lost filters or what they read of them."""
+    new = replaced(small)
+    whole = {name: parameter.shape for name, parameter in dense.named_parameters()}
+    cut = [name for name, parameter in small.named_parameters() if whole.get(name, parameter.shape) != parameter.shape]
+    return [*dict.fromkeys([*new, *(name.rpartition(".")[0] for name in cut)])]
+
+
 @contextmanager
 def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
-    """Inside, every replaced layer runs as the dense one with the rebuilt weight: on batches, many times faster."""
-    layers = {small.get_submodule(name): dense.get_submodule(name) for name in replaced(small)}
+    """Inside, every replaced layer runs as the dense one with the rebuilt weight: on batches, many times faster.
+
+    Not so a layer with groups of which some were removed: the dense one would not run.
+    """
+    pairs = [(small.get_submodule(name), dense.get_submodule(name)) for name in replaced(small)]
+    layers = {factored: layer for factored, layer in pairs if groups(factored) == groups(layer)}
     device = device_of(small)
 
     def around(factored: Any, _: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,9 +104,14 @@ def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
 
 
 def mean_error(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Tensor:
-    """Squared error over variance, in the mean over blocks; 0 where there are none."""
-    each = [_moved(found[name], wanted[name]) for name in wanted]
+    """Squared error over variance, in the mean over blocks of the same outputs; 0 where there are none."""
+    same = [name for name in wanted if _shapes(found[name]) == _shapes(wanted[name])]
+    each = [_moved(found[name], wanted[name]) for name in same]
     return torch.stack(each).mean() if each else torch.zeros(())
+
+
+def _shapes(structure: Any) -> list[torch.Size]:
+    return [leaf.shape for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
 
 
 def _kept(leaf: Any) -> Any:

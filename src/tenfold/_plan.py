@@ -5,12 +5,21 @@ import json
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from torch import nn
 
 from tenfold._errors import TenfoldError
 
 Rank = tuple[int, ...]
+Side = Literal["out", "in", "both", "norm"]  # makes channels, reads them, is depthwise, scales them
 
 
 class Record(BaseModel):
@@ -59,13 +68,34 @@ class MethodSpec(Record):
         return dict(self.model_extra or {})
 
 
+class Link(Record):
+    """Where filters lie in a module: each is `repeat` of its `width` channels, the first one's at `offset`."""
+
+    module: str
+    side: Side
+    filters: PositiveInt
+    width: PositiveInt
+    offset: NonNegativeInt = 0  # behind what is concatenated before
+    repeat: PositiveInt = 1  # positions that were flattened into channels
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.offset + self.filters * self.repeat > self.width:
+            raise ValueError(f"its filters end at channel {self.offset + self.filters * self.repeat} of {self.width}")
+        return self
+
+
 class Step(Record):
-    """Replace `layers` together by what `method` makes of them at `rank`, run in `form`."""
+    """Replace `layers` together by what `method` makes of them at `rank`, run in `form`.
+
+    With links, filters of `layers` are removed wherever they lie, and the rank says how many stay.
+    """
 
     layers: tuple[str, ...]
     method: MethodSpec
     rank: tuple[PositiveInt, ...]
     form: str = "factors"
+    links: tuple[Link, ...] = ()
 
     @field_validator("layers")
     @classmethod
@@ -73,6 +103,18 @@ class Step(Record):
         if not layers:
             raise ValueError("a step needs at least one layer")
         return layers
+
+    @model_validator(mode="after")
+    def _links_of_one_group(self) -> Self:
+        if not self.links:
+            return self
+        if {link.module for link in self.links if link.side == "out"} != set(self.layers):
+            raise ValueError("its links do not say where the filters of its layers lie")
+        if len({link.filters for link in self.links}) > 1:
+            raise ValueError("its links are of different numbers of filters")
+        if len(self.rank) != 1 or self.rank[0] > self.links[0].filters:
+            raise ValueError(f"its rank is one number, of the filters that stay: {self.links[0].filters} at most")
+        return self
 
 
 class Fingerprint(Record):
@@ -113,7 +155,8 @@ class Plan(Record):
     def dumps(self) -> str:
         """JSON with one step a line."""
         data = self.model_dump(mode="json")
-        steps = ",\n".join("    " + json.dumps(step) for step in data.pop("steps"))
+        given = [{key: value for key, value in step.items() if key != "links" or value} for step in data.pop("steps")]
+        steps = ",\n".join("    " + json.dumps(step) for step in given)
         head = "\n".join(f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in data.items())
         return f'{{\n{head}\n  "steps": [\n{steps}\n  ]\n}}\n'
 

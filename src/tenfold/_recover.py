@@ -10,8 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tenfold._blocks import reconstructed
 from tenfold._data import batches_of
 from tenfold._errors import TenfoldError
-from tenfold._factored import Factored
-from tenfold._pair import parted
+from tenfold._pair import changed, parted
 from tenfold._progress import track
 from tenfold._refit import refitted
 from tenfold._resume import kept
@@ -32,7 +31,8 @@ def recover(
 
     - `how="refit"`: layer after layer in closed form, each from what it is given now to what the dense layer gave, so
       that errors do not pile up with depth (Zhang et al. 2015, arXiv 1505.06798).
-    - `how="blocks"`: the factors are trained for a few hundred steps until blocks and outputs are what they were.
+    - `how="blocks"`: factors, and layers that lost filters, are trained for a few hundred steps until blocks and
+      outputs are what they were.
 
     The last eighth of the batches is held back: where the error on it does not fall, factors stay as they were.
 
@@ -50,7 +50,7 @@ def recover(
         raise TenfoldError(f"recover has no way {how!r}; use {' or '.join(map(repr, HOW))}.")
     small, dense = unwrapped(small), unwrapped(dense)
     inputs = list(batches_of(dense, batches))
-    if not any(isinstance(module, Factored) for module in small.modules()):
+    if not changed(small, dense):
         return copy.deepcopy(small)
     ways = {"blocks": reconstructed, "refit": refitted}
     new = copy.deepcopy(small)

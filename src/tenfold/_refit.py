@@ -52,9 +52,11 @@ def refitted(
             for name in track(_in_order(new, used[0]), "refit"):
                 layer: Any = dense.get_submodule(name)
                 norm = graph.layers[name].norm
-                if not isinstance(layer, nn.Embedding):  # given the same in both
+                factored: Any = new.get_submodule(name)
+                # An embedding is given the same in both; what lost filters has no dense weight to go towards.
+                if not isinstance(layer, nn.Embedding) and factored.weight.shape == layer.weight.shape:
                     norms = None if norm is None else (new.get_submodule(norm), dense.get_submodule(norm))
-                    _refit(new.get_submodule(name), layer, norms, _moments(new, dense, name, used, seed), shared)
+                    _refit(factored, layer, norms, _moments(new, dense, name, used, seed), shared)
         after = Pair(new, dense).errors_on(held_back)
     better = after[0] <= before[0] and after[1] <= before[1]
     return new if better else copy.deepcopy(small)

@@ -10,7 +10,7 @@ from rich.table import Table
 from tenfold._candidates import Options
 from tenfold._plan import Plan, Step
 from tenfold._verify import Report
-from tenfold.methods import find
+from tenfold.methods import FilterPruning, find
 from tenfold.train import Epoch
 
 KEPT = 0.9  # the share of a weight's energy at which `inspect` shows what each method could save
@@ -63,20 +63,17 @@ def inspect_table(rows: list[dict[str, Any]]) -> Table:
 
 def planned(options: Options, plan: Plan) -> list[dict[str, Any]]:
     """Every step with what it does to the cost."""
-    rows = []
-    for step in plan.steps:
-        dense = np.sum([options.dense_costs[name] for name in step.layers], axis=0)
-        change = options.change_of(step)
-        rows.append(
-            {
-                "layers": list(step.layers),
-                "method": _label(step),
-                "rank": list(step.rank),
-                "params": [int(dense[0]), int(dense[0] + change[0])],
-                "macs": [int(dense[1]), int(dense[1] + change[1])],
-            }
-        )
-    return rows
+    return [
+        {
+            "layers": list(step.layers),
+            "method": _label(step),
+            "rank": list(step.rank),
+            "of": step.links[0].filters if step.links else None,
+            "params": [int(before[0]), int(after[0])],
+            "macs": [int(before[1]), int(after[1])],
+        }
+        for step, (before, after) in zip(plan.steps, options.costs(plan.steps), strict=True)
+    ]
 
 
 def plan_table(rows: list[dict[str, Any]]) -> Table:
@@ -86,7 +83,7 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             _together(row["layers"]),
             row["method"],
-            "x".join(map(str, row["rank"])),
+            "x".join(map(str, row["rank"])) + (f" of {row['of']}" if row["of"] else ""),
             " -> ".join(map(short, row["params"])),
             " -> ".join(map(short, row["macs"])),
         )
@@ -96,7 +93,7 @@ def plan_table(rows: list[dict[str, Any]]) -> Table:
 def saved(options: Options, rows: list[dict[str, Any]]) -> str:
     """One line: what the plan leaves of the whole model."""
     changes = {name: sum(row[name][1] - row[name][0] for row in rows) for name in ("params", "macs")}
-    replaced = sum(len(row["layers"]) for row in rows)
+    replaced = len({name for row in rows for name in row["layers"]})
     params, macs = options.dense.params + changes["params"], options.dense.macs + changes["macs"]
     return (
         f"{replaced} of {len(options.graph.layers)} layers: {params:,} of {options.dense.params:,} parameters "
@@ -179,7 +176,8 @@ def short(number: int) -> str:
 
 def _label(step: Step) -> str:
     """The method with its first field, and those others that are not as usual."""
-    usual = {each.name: each.default for each in fields(find(step.method))}  # type: ignore[arg-type]
+    method = FilterPruning.of(step.method) if step.links else find(step.method)
+    usual = {each.name: each.default for each in fields(method)}  # type: ignore[arg-type]
     shown = [
         str(value)
         for number, (name, value) in enumerate(step.method.fields.items())

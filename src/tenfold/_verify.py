@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from tenfold._cost import Cost, measure
@@ -15,6 +16,7 @@ from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._judge import Evaluate, Trial, interval, scores
 from tenfold._latency import interleaved_ms
+from tenfold._pair import changed
 from tenfold._plan import Record
 from tenfold._progress import track
 from tenfold._run import device_of, forward, undisturbed, unwrapped
@@ -38,10 +40,10 @@ class Metric(Record):
 
 
 class Replaced(Record):
-    """A layer that was replaced: its parameters before and after."""
+    """A layer that was replaced, or lost filters or what it read of them: its parameters before and after."""
 
     layer: str
-    factors: tuple[tuple[int, ...], ...]  # the shapes of the factors' weights, in order
+    factors: tuple[tuple[int, ...], ...]  # the shapes of the factors' weights, in order; of one weight if it lost some
     params: int
     dense_params: int
     cancellation: float | None  # of a CP chain: summed squared norms of its terms over that of the weight; 1 is best
@@ -92,7 +94,7 @@ def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evalua
         small=costs[0],
         drift=Drift(relative=(moved / total) ** 0.5 if total else float(moved > 0), worst=worst, batches=count),
         metric=None if evaluate is None else _metric(small, dense, evaluate),
-        replaced=tuple(_replaced(small)),
+        replaced=tuple(_replaced(small, dense)),
         device=_device_name(device_of(small)),
         torch_version=torch.__version__,
     )
@@ -124,18 +126,18 @@ def _metric(small: nn.Module, dense: nn.Module, evaluate: Evaluate) -> Metric:
     return Metric(dense=float(before.mean()), small=float(after.mean()), interval=interval(after, before))
 
 
-def _replaced(small: nn.Module) -> Iterable[Replaced]:
+def _replaced(small: nn.Module, dense: nn.Module) -> Iterable[Replaced]:
     counted: set[nn.Parameter] = set()  # what layers share counts for the first of them
+    names = set(changed(small, dense))
     for name, module in small.named_modules():
-        if isinstance(module, Factored):
-            dense = module.weight.numel() + (module.bias.numel() if module.bias is not None else 0)
-            weights = [p for name, p in module.named_parameters() if not name.endswith("bias")]
+        if name in names and not isinstance(module, _BatchNorm):
+            weights = [p for inside, p in module.named_parameters() if not inside.endswith("bias")]
             yield Replaced(
                 layer=name,
                 factors=tuple(tuple(weight.shape) for weight in weights),
                 params=sum(p.numel() for p in module.parameters() if p not in counted),
-                dense_params=dense,
-                cancellation=module.cancellation(),
+                dense_params=sum(p.numel() for p in dense.get_submodule(name).parameters()),
+                cancellation=module.cancellation() if isinstance(module, Factored) else None,
             )
             counted.update(module.parameters())
 

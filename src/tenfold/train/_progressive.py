@@ -20,6 +20,7 @@ from tenfold._pair import replaced
 from tenfold._plan import Plan, Record
 from tenfold._resume import resumable
 from tenfold._run import unwrapped
+from tenfold.methods import FilterPruning
 from tenfold.train._finetune import Epoch, Loss, finetune
 from tenfold.train._recipe import Recipe
 
@@ -54,7 +55,7 @@ def progressive(
     *,
     example: Any,
     calibration: Iterable[Any],
-    methods: Sequence[Method] | None = None,
+    methods: Sequence[Method | FilterPruning] | None = None,
     freeze: Iterable[str] = (),
     loss: Loss | None = None,
     augment: Callable[[Any, Tensor], Any] | None = None,
@@ -84,6 +85,8 @@ def progressive(
     """
     if not rounds:
         raise TenfoldError("there are no rounds; give at least one, such as Round(params=0.5).")
+    if any(isinstance(method, FilterPruning) for method in methods or ()):
+        raise TenfoldError("rounds keep the dense shapes; remove filters first, by compress or apply, and train that.")
     budgets = [each.budget for each in rounds]  # refused before work starts
     now, place = unwrapped(dense), None if folder is None else Path(folder)
     histories = []

@@ -1,0 +1,192 @@
+"""What removing filters saves and loses, for all groups of a network at once."""
+
+# G groups, M modules that they touch; costs in the order of LIMITED
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tenfold._calibrate import Statistics
+from tenfold._cost import LIMITED, layers_cost, stored_size
+from tenfold._data import Inputs
+from tenfold._filters import FilterGroup, filter_groups
+from tenfold._plan import Link, MethodSpec, Step
+from tenfold._progress import track
+from tenfold._removal import producers
+from tenfold._trace import Graph
+from tenfold.methods import FilterPruning, Ranking
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_PARTS = 256  # filters of a large group go in so many parts
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """The groups of a network, and what goes with their filters."""
+
+    method: FilterPruning
+    model: nn.Module
+    graph: Graph
+    groups: tuple[FilterGroup, ...]
+    reasons: Mapping[str, str]  # layers whose filters stay, and why
+    statistics: Statistics | None
+
+    @classmethod
+    def of(
+        cls, method: FilterPruning, model: nn.Module, graph: Graph, example: Inputs, statistics: Statistics | None
+    ) -> "Pruning":
+        """Find the groups whose producers are free.
+
+        Raises:
+            TenfoldError: if Torch-Pruning is not installed.
+        """
+        groups, reasons = filter_groups(model, example)
+        free = []
+        for group in groups:
+            touched = [graph.layers[link.module] for link in group.links if link.module in graph.layers]
+            bound = [f"its filters lie in {layer.name} too: {layer.reason}" for layer in touched if layer.reason]
+            if bound:
+                reasons.update({name: graph.layers[name].reason or bound[0] for name in group.producers})
+            else:
+                free.append(group)
+        return cls(method, model, graph, tuple(free), reasons, statistics)
+
+    @cached_property
+    def served(self) -> set[str]:
+        """The layers whose filters can be removed."""
+        return {name for group in self.groups for name in group.producers}
+
+    @cached_property
+    def rankings(self) -> list[Ranking]:
+        """The ranking of each group."""
+        found = (producers(self.model, group, self.statistics) for group in track(self.groups, "filters"))
+        return [self.method.ranking(each) for each in found]
+
+    def change(self, gone: Counts) -> Counts:
+        """The cost without so many filters of each group `(..., G)`, less the cost of all: `(..., 3)`."""
+        by_both, by_outputs, _, _ = self._scales
+        made, read = self._stay(gone)
+        change: Counts = ((made * read - 1) @ by_both + (made - 1) @ by_outputs).round().astype(np.int64)
+        return change
+
+    def costs(self, steps: Sequence[Step]) -> list[tuple[Counts, Counts]]:
+        """What the modules that each step touches cost before it and after."""
+        found, gone = [], np.zeros(len(self.groups), np.int64)
+        for step in steps:
+            after, touched = gone + self.gone([step]), {link.module for link in step.links}
+            rows = [row for row, name in enumerate(self._modules) if name in touched]
+            before, less = (self._each(counts)[rows].sum(0).round().astype(np.int64) for counts in (gone, after))
+            found.append((before, less))
+            gone = after
+        return found
+
+    def _each(self, gone: Counts) -> Floats:
+        """The cost of each module, `(M, 3)`."""
+        by_both, by_outputs, _, _ = self._scales
+        made, read = self._stay(gone)
+        return (made * read)[:, None] * by_both + made[:, None] * by_outputs
+
+    def _stay(self, gone: Counts) -> tuple[Floats, Floats]:
+        """The shares of what each module makes and reads that stay, `(..., M)`."""
+        _, _, makes, reads = self._scales
+        return 1 - gone @ makes.T, 1 - gone @ reads.T
+
+    @cached_property
+    def _modules(self) -> list[str]:
+        return [*dict.fromkeys(link.module for group in self.groups for link in group.links)]
+
+    @cached_property
+    def _scales(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """What scales with inputs and outputs and what with outputs `(M, 3)`; and what a filter takes of each `(M, G)`.
+
+        A layer without groups holds and multiplies in proportion to inputs times outputs; biases, norms and depthwise
+        layers in proportion to what they give.
+        """
+        names = self._modules
+        by_both, by_outputs = np.zeros((2, len(names), len(LIMITED)))
+        makes, reads = np.zeros((2, len(names), len(self.groups)))
+        for number, group in enumerate(self.groups):
+            for link in group.links:
+                row = names.index(link.module)
+                (reads if link.side == "in" else makes)[row, number] += link.repeat / link.width
+                by_both[row], by_outputs[row] = self._scaling(link)
+        return by_both, by_outputs, makes, reads
+
+    def _scaling(self, link: Link) -> tuple[Counts, Counts]:
+        module: Any = self.model.get_submodule(link.module)
+        if link.side == "norm":
+            tensors = [t for t in (module.running_mean, module.running_var) if t is not None]
+            params, size = stored_size([*module.parameters(recurse=False)], tensors)
+            return np.zeros(3, np.int64), np.array([params, 0, size])
+        whole = layers_cost([module], [self.graph.layers[link.module].calls])
+        bias = module.bias
+        rest = (
+            np.zeros(3, np.int64) if bias is None else np.array([bias.numel(), 0, bias.numel() * bias.element_size()])
+        )
+        return whole - rest, rest
+
+    def without(self, prices: Sequence[Floats], room: Mapping[str, int], dearest: float = np.inf) -> Counts | None:
+        """How many filters of each group go, such that costs change by at most `room`; None if that cannot be.
+
+        The next to go is always the one that costs least of `prices` (of each group, for each number that is gone) for
+        what it saves, as a share of what has to be saved. None goes that costs more than `dearest` for all of that; so
+        the room may not be reached.
+        """
+        columns = [LIMITED.index(name) for name in room]
+        most = np.array(list(room.values()))
+        sizes = np.array([group.filters for group in self.groups], np.int64)
+        gone = np.zeros(len(sizes), np.int64)
+        while ((now := self.change(gone)[columns]) > most).any():
+            parts = np.minimum(np.maximum(1, sizes // _PARTS), sizes - 1 - gone)
+            if not parts.any():
+                return None
+            after = gone + np.diag(parts)
+            shares = (now - self.change(after)[:, columns]) / np.maximum(-most, 1)
+            paid = [price[had + part] - price[had] for price, had, part in zip(prices, gone, parts, strict=True)]
+            rates = np.full(len(parts), np.inf)
+            np.divide(paid, shares[:, now > most].sum(1), out=rates, where=parts > 0)
+            if rates.min() > dearest:
+                break
+            gone = after[int(rates.argmin())]
+        return gone
+
+    @property
+    def least(self) -> Counts:
+        """The change of cost where each group keeps one filter."""
+        return self.change(np.array([group.filters - 1 for group in self.groups], np.int64))
+
+    def steps(self, gone: Sequence[int] | Counts) -> list[Step]:
+        """The steps that remove so many filters of each group; later ones count channels as the earlier leave them."""
+        order = {name: place for place, name in enumerate(self.graph.layers)}
+        ordered = sorted(zip(self.groups, gone, strict=True), key=lambda pair: order[pair[0].producers[0]])
+        return removals(self.method, [(group, int(count)) for group, count in ordered if count])
+
+    def gone(self, steps: Iterable[Step]) -> Counts:
+        """How many filters of each group these steps remove."""
+        counts = {frozenset(step.layers): step.links[0].filters - step.rank[0] for step in steps}
+        return np.array([counts.get(frozenset(group.producers), 0) for group in self.groups], np.int64)
+
+
+def removals(method: FilterPruning, drops: Iterable[tuple[FilterGroup, int]]) -> list[Step]:
+    """A step for each group that loses so many filters; each counts channels as those before it leave them."""
+    steps: list[Step] = []
+    before: dict[tuple[str, str], list[tuple[int, int]]] = {}  # of a side of a module: from where on how many are gone
+    for group, count in drops:
+        links = []
+        for link in group.links:
+            known = before.setdefault((link.module, link.side), [])
+            less = sum(number for start, number in known if start < link.offset)
+            width = link.width - sum(number for _, number in known)
+            links.append(link.model_copy(update={"offset": link.offset - less, "width": width}))
+        for link in group.links:
+            before[link.module, link.side].append((link.offset, count * link.repeat))
+        spec, rank = MethodSpec.model_validate(method), (group.filters - count,)
+        steps.append(Step(layers=group.producers, method=spec, rank=rank, links=tuple(links)))
+    return steps
