@@ -22,9 +22,10 @@ from tenfold._filters import FilterGroup, filter_groups, removed
 from tenfold._layers import matrices
 from tenfold._metric import Metric
 from tenfold._plan import Link
-from tenfold._pruning import removals
+from tenfold._pruning import dense_groups, removals
 from tenfold._removal import producers
 from tenfold.methods import SVD, FilterPruning, SpatialSVD, Tucker
+from tenfold.train import Round, progressive
 
 NET, X = randomised(Awkward()), images(2, 3, 8, 8)
 DATA = [images(16, 3, 8, 8, seed=seed) for seed in range(4)]
@@ -150,6 +151,35 @@ def test_a_plan_of_several_steps_is_the_removal_at_once():
             assert torch.equal(in_turn.state_dict()[name], value), name
         assert torch.equal(now(X), in_turn(X))
         assert Plan.loads((Plan(plan.steps[:3]) + Plan(plan.steps[3:])).dumps()) == plan
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 4)), min_size=1, max_size=6), st.randoms()
+)
+def test_groups_are_numbered_there_and_back(parts, random):
+    """Concatenated groups, removed in any order: what the steps say gives the groups as the dense network counts."""
+    width, groups = sum(filters * repeat for filters, repeat, _ in parts), []
+    start = 0
+    for number, (filters, repeat, gone) in enumerate(parts):
+        maker = Link(module=f"m{number}", side="out", filters=filters, width=filters)
+        reader = Link(module="all", side="in", filters=filters, width=width, offset=start, repeat=repeat)
+        groups.append((FilterGroup((maker, reader)), min(gone, filters - 1)))
+        start += filters * repeat
+    random.shuffle(groups)
+    steps = removals(PRUNING, groups)
+    assert dense_groups(steps) == groups
+    left = width
+    for step in steps:
+        assert step.links[1].width == left
+        left -= (step.links[0].filters - step.rank[0]) * step.links[1].repeat
+
+
+def test_a_share_of_every_group(found):
+    plan = found.plan(tenfold.Ranks(share=0.5))
+    assert {step.layers for step in plan.steps} == {group.producers for group in found.pruning.groups}
+    assert all(step.rank == (round(step.links[0].filters / 2),) for step in plan.steps)
+    assert not found.plan(tenfold.Ranks(share=1.0)).steps
 
 
 def test_statistics_keep_the_outputs_nearer(told):
@@ -307,8 +337,14 @@ def test_what_cannot_be_is_refused(found):
         FilterPruning("l1")
     with pytest.raises(TenfoldError, match=r"these methods reach ([\d,]+) parameters at least"):
         found.plan(Budget(params=10))
-    with pytest.raises(TenfoldError, match="Ranks cannot decide how many filters stay; use Budget"):
-        found.plan(tenfold.Ranks(share=0.5))
+    with pytest.raises(TenfoldError, match="EVBMF cannot decide how many filters stay; use Budget"):
+        found.plan(tenfold.EVBMF())
+    with pytest.raises(TenfoldError, match="Ranks decides how many filters stay by share only"):
+        found.plan(tenfold.Ranks(rank=5))
+    with pytest.raises(TenfoldError, match="as the only method"):
+        tenfold.plan(NET, tenfold.Ranks(share=0.5), example=X, methods=[PRUNING, SVD()])
+    with pytest.raises(TenfoldError, match="rounds keep the dense shapes"):
+        progressive(NET, [Round(params=0.5)], [], example=X, calibration=DATA, methods=[PRUNING])
     with pytest.raises(TenfoldError, match="more than once"):
         tenfold.options(NET, example=X, methods=[PRUNING, FilterPruning("median")])
     groups = {group.producers: group for group in filter_groups(NET, example_inputs(X))[0]}

@@ -70,16 +70,28 @@ def filter_groups(model: nn.Module, example: Inputs) -> tuple[list[FilterGroup],
 
 
 def masked(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:
-    """A copy in which these filters give exactly 0, norms and biases included."""
+    """A copy in which these filters give exactly 0."""
     new = copy.deepcopy(model)
+    mask(new, drops)
+    return new
+
+
+def mask(model: nn.Module, drops: Iterable[Drop]) -> None:
+    """Let these filters of the model itself give exactly 0, norms and biases included."""
     with torch.no_grad():
         for (name, side), gone in _places(drops).items():
-            module: Any = new.get_submodule(name)
+            module: Any = model.get_submodule(name)
             for tensor, axis in _tensors(module, side) if side != "in" else ():
                 if tensor not in ("running_mean", "running_var"):
                     old = getattr(module, tensor)
-                    old.index_fill_(axis, torch.tensor(sorted(gone), device=old.device), 0)
-    return new
+                    old.index_fill_(axis, torch.tensor(sorted(gone), dtype=torch.long, device=old.device), 0)
+
+
+def rows(link: Link, module: Any) -> list[Tensor]:
+    """Views of what makes or scales the filters of a link in its module, one row a filter."""
+    end = link.offset + link.filters * link.repeat
+    whole = [getattr(module, name).transpose(0, axis) for name, axis in _tensors(module, link.side)]
+    return [tensor[link.offset : end].unflatten(0, (link.filters, link.repeat)) for tensor in whole]
 
 
 def removed(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:

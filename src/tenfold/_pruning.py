@@ -174,6 +174,24 @@ class Pruning:
         return np.array([counts.get(frozenset(group.producers), 0) for group in self.groups], np.int64)
 
 
+def dense_groups(steps: Iterable[Step]) -> list[tuple[FilterGroup, int]]:
+    """Of steps in order, each group with its channels as the dense network counts them, and how many filters go."""
+    drops: list[tuple[FilterGroup, int]] = []
+    before: dict[tuple[str, str], list[tuple[int, int]]] = {}  # as in `removals`
+    for step in steps:
+        count, links = step.links[0].filters - step.rank[0], []
+        for link in step.links:
+            known, more = before.setdefault((link.module, link.side), []), 0
+            for start, number in sorted(known):
+                more += number if start - more < link.offset else 0
+            width = link.width + sum(number for _, number in known)
+            links.append(link.model_copy(update={"offset": link.offset + more, "width": width}))
+        for link in links:
+            before[link.module, link.side].append((link.offset, count * link.repeat))
+        drops.append((FilterGroup(tuple(links)), count))
+    return drops
+
+
 def removals(method: FilterPruning, drops: Iterable[tuple[FilterGroup, int]]) -> list[Step]:
     """A step for each group that loses so many filters; each counts channels as those before it leave them."""
     steps: list[Step] = []

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from tenfold._errors import TenfoldError
 from tenfold._linalg import evbmf_rank, spectrum
 from tenfold._plan import Plan, Rank, Step
 from tenfold._progress import track
+from tenfold._pruning import Pruning
 from tenfold._run import undisturbed
 
 
@@ -27,12 +28,14 @@ class Ranks(Target):
 
     Exactly one of the three. Ranks above the full rank, where nothing more can be gained, are lowered to it;
     `share=1.0` is full rank. Each layer gets the method that takes the fewest parameters at that rank, which may
-    be more than dense. Layers that `per_layer` does not name stay dense.
+    be more than dense. Layers that `per_layer` does not name stay dense. With `FilterPruning`, alone, `share` is that
+    of the filters which stay of each group.
     """
 
     share: float | None = None
     rank: int | Rank | None = None
     per_layer: Mapping[str, int | Rank] | None = None
+    prunes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.share, self.rank, self.per_layer)) != 1:
@@ -45,6 +48,8 @@ class Ranks(Target):
                 raise TenfoldError(f"a rank is a whole number above 0 or a tuple of them, not {rank!r}.")
 
     def steps(self, options: Options) -> list[Step]:
+        if options.pruning is not None:
+            return self._pruned(options.pruning, alone=not options.candidates)
         unknown = [name for name in self.per_layer or () if name not in options.graph.layers]
         if unknown:
             raise TenfoldError(f'Ranks: there is no layer "{unknown[0]}"; `tenfold inspect` lists them.')
@@ -57,6 +62,15 @@ class Ranks(Target):
             where = f' of layer "{min(missed)}"' if missed else ""
             raise TenfoldError(f"Ranks: no chosen method takes a rank{where} of as many entries as given.")
         return steps
+
+    def _pruned(self, pruning: Pruning, *, alone: bool) -> list[Step]:
+        if self.share is None or not alone:
+            raise TenfoldError(
+                "Ranks decides how many filters stay by share only, and with FilterPruning as the only method; "
+                "use Budget for several, or add plans."
+            )
+        filters = [group.filters for group in pruning.groups]
+        return pruning.steps([count - max(1, round(self.share * count)) for count in filters])
 
     def _rank(self, candidate: Candidate) -> Rank | None:
         full = candidate.method.full_rank(candidate.site)

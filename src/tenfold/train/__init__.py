@@ -7,6 +7,7 @@ from tenfold.train._hooks import Hooks
 from tenfold.train._hoyer_pull import HoyerPull
 from tenfold.train._progressive import Progressed, Round, progressive
 from tenfold.train._recipe import Recipe
+from tenfold.train._soft_filter_pruning import SoftFilterPruning
 from tenfold.train._svd_training import SVDTraining
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "Round",
     "SVDTraining",
+    "SoftFilterPruning",
     "finetune",
     "progressive",
 ]

@@ -260,6 +260,8 @@ class _Run:
     def kept(self, like: nn.Module) -> nn.Module:
         """The averaged weights, on the device and in the mode that the small network came in."""
         kept: nn.Module = self.mean.module
+        for each in self.hooks:
+            each.at_end(kept)
         for parameter, before in zip(kept.parameters(), like.parameters(), strict=True):
             parameter.requires_grad_(before.requires_grad)
         for module, old in zip(kept.modules(), like.modules(), strict=True):

@@ -13,6 +13,8 @@ class Hooks(nn.Module):
         optimizer.step(); optimizer.zero_grad()
         hooks.after_step(model)
     hooks.after_epoch(model, epoch, epochs)
+    ...
+    hooks.at_end(model)
     ```
     """
 
@@ -32,3 +34,6 @@ class Hooks(nn.Module):
 
     def after_epoch(self, model: nn.Module, done: int, epochs: int) -> None:
         """Called when `done` of so many epochs are done."""
+
+    def at_end(self, model: nn.Module) -> None:
+        """Called when all epochs are done, with the network that is kept."""
