@@ -27,7 +27,7 @@ class Hooks(nn.Module):
 
     def penalty(self, model: nn.Module) -> Tensor:  # noqa: ARG002
         """What is added to the loss of every step."""
-        return torch.zeros(())
+        return torch.zeros((), requires_grad=True)  # so that it may be sent backward by itself
 
     def after_step(self, model: nn.Module) -> None:
         """Called when the optimizer has taken its step."""

@@ -78,7 +78,7 @@ class SVDTraining(Hooks):
         return SpatialSVD() if self.form == "spatial" and len(kernel_size(layer)) == 2 else SVD("output")
 
     def penalty(self, model: nn.Module) -> Tensor:
-        total = torch.zeros(())
+        total = super().penalty(model)
         for _, factored in _trained(model):
             first, values, then = factored
             if self.orthogonality:
