@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from benchmarks import _weights
 from benchmarks._images import Images
 from tenfold._factored import materialise
 from tenfold._judge import Evaluate
-from tenfold.train import Augment, Epoch, Finetuned, Recipe, finetune
+from tenfold.train import Augment, Epoch, Finetuned, Hooks, Recipe, finetune
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ def fit(
     recipe: Recipe,
     folder: Path,
     evaluate: Evaluate | None = None,
+    hooks: Sequence[Hooks] = (),
 ) -> Finetuned:
     """Train on crops and flips, wherever there is an accelerator, with a checkpoint in `folder`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_device = Images(images.pixels.to(device), images.labels.to(device))
     small, dense = _channels_last(small), _channels_last(dense)
-    return finetune(small, dense, on_device.loader(), recipe, augment=Augment(), evaluate=evaluate, folder=folder)
+    further = {"augment": Augment(), "evaluate": evaluate, "hooks": hooks, "folder": folder}
+    return finetune(small, dense, on_device.loader(), recipe, **further)
 
 
 def kept(stem: Path, shape: Callable[[], nn.Module], train: Callable[[Path], Finetuned]) -> Trained:
