@@ -4,10 +4,14 @@ import pytest
 import torch
 from benchmarks._fresh import fresh
 from benchmarks._images import Images
+from benchmarks._nets import NETS
 from benchmarks._train import fit, kept
 from benchmarks.seeds import _joint_cases as joint
+from benchmarks.seeds import _structure_cases as structure
 from benchmarks.seeds._cases import CASES, dense_shape, ranks_plan, shape
-from nets import small_cnn
+from benchmarks.seeds._structure_page import Row, page
+from benchmarks.seeds.structure import uniform
+from nets import images, small_cnn
 
 import tenfold
 from tenfold._apply import skeleton
@@ -103,3 +107,42 @@ def test_what_is_trained_is_kept_and_goes_on_where_it_was(tmp_path):
     whole = fit(*[fresh(small_cnn(), torch.device("cpu"), seed=0)] * 2, images, recipe, tmp_path / "whole").model
     for found, expected in zip(done.model.parameters(), whole.parameters(), strict=True):
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)  # half precision
+
+
+def test_structure_jobs_have_names_of_their_own():
+    every = [
+        job
+        for net in structure.NETS
+        for data in joint.DATA
+        for start in structure.STARTS
+        for short in (False, True)
+        for job in structure.jobs(net, data, start, 0, short=short, quick=False)
+    ]
+    assert len({job.command for job in every}) == len({job.stem for job in every}) == len(every)
+    dense = {job.dense.stem for job in every} | {job.control.stem for job in every}
+    assert not dense & {job.stem for job in every}
+    for job in every:  # the control sees as many epochs
+        assert job.recipe("whole").epochs == job.recipe("wide").epochs + job.recipe("small").epochs
+
+
+@pytest.mark.parametrize("share", structure.SIZES)
+def test_uniform_rates_meet_the_size(share):
+    net, x = NETS["resnet20"]().eval(), images(1, 3, 32, 32)
+    plan = uniform(net, x, share)
+    params = sum(p.numel() for p in skeleton(net, plan).parameters())
+    assert 0.9 * share <= params / sum(p.numel() for p in net.parameters()) <= share
+    kept = [step.rank[0] / step.links[0].filters for step in plan.steps]
+    assert max(kept) - min(kept) < 0.07
+
+
+def test_the_page_of_the_structure_seed():
+    job = structure.Job("resnet20", "cifar10-jpeg", "asfp", 0.5, short=True)
+    row = Row(
+        **{"net": job.net, "data": job.data, "split": "test", "method": job.method, "trained": True, "quick": False},
+        **{"dense_accuracy": 88.0, "control_accuracy": 88.5, "accuracy": 87.5, "before": 86.0, "after": 86.0},
+        **{"interval": (-0.9, -0.1), "params_ratio": 0.49, "macs_ratio": 0.51, "latency_ratio": 0.8, "seed": 0},
+        **{"control_interval": (-1.4, -0.6), "device": "a CPU", "version": "0", "command": job.command},
+    )
+    line = next(line for line in page([row]).splitlines() if "| asfp |" in line)
+    cells = "| 50 % | asfp | 0.490 | 0.510 | 0.80 | 86.00 | 86.00 | 87.50 | -0.50 (-0.90 to -0.10) | -1.00 "
+    assert line == cells + "(-1.40 to -0.60) |"

@@ -84,7 +84,10 @@ class Budget(Target):
         return chosen(options, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
 
     def _pruned_first(self, options: Options, pruning: Pruning, limits: Mapping[str, int]) -> list[Step]:
-        """Filters go as long as they cost less for what they save than the last of the other options would."""
+        """Filters go as long as they cost less for what they save than the last of the other options would.
+
+        By the weights alone, prices of filters and of factors do not compare: then only filters go that cost nothing.
+        """
         prices = [self.weighed(ranking.errors, ranking.moves).sum(1) for ranking in pruning.rankings]
         dense = {name: getattr(options.dense, name) for name in limits}
         room = {name: limit - dense[name] for name, limit in limits.items()}
@@ -92,9 +95,7 @@ class Budget(Target):
         if options.candidates:
             with suppress(TenfoldError):  # filters may reach what the others do not
                 alone = self._factorised(options, limits)
-                wider = {name: limit - _MARGIN * min(room[name], 0) for name, limit in limits.items()}
-                saved = alone.price - self._factorised(options, wider).price
-                dearest = saved / (_MARGIN * len(limits))
+                dearest = 0.0 if options.statistics is None else self._last_price(options, limits, room, alone)
         gone = pruning.without(prices, room, dearest)
         if gone is None:
             least = [int(pruning.least[LIMITED.index(name)]) for name in limits]
@@ -105,6 +106,13 @@ class Budget(Target):
         rest = self._factorised(options.without(removals), limits) if options.candidates else Choice([], 0.0)
         price = sum(float(price[count]) for price, count in zip(prices, gone, strict=True)) + rest.price
         return [*removals, *rest.steps] if alone is None or price < alone.price else alone.steps
+
+    def _last_price(
+        self, options: Options, limits: Mapping[str, int], room: Mapping[str, int], alone: "Choice"
+    ) -> float:
+        """What the last of the savings costs, for all of them."""
+        wider = {name: limit - _MARGIN * min(room[name], 0) for name, limit in limits.items()}
+        return (alone.price - self._factorised(options, wider).price) / (_MARGIN * len(limits))
 
     def searched(self, options: Options, judge: Judge) -> list[Step]:
         if self.max_drop is None:
