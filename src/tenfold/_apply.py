@@ -12,7 +12,7 @@ from tenfold._calibrate import Statistics
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._fit import made, make_up, metrics_of, missed_mean
-from tenfold._layers import kind
+from tenfold._layers import kind, stores_channels_last
 from tenfold._method import Method, Site
 from tenfold._plan import Plan, Step
 from tenfold._progress import track
@@ -121,6 +121,8 @@ def _like(dense: Any, factored: Factored) -> None:
     for name, parameter in factored.named_parameters():
         source = dense.bias if name.endswith("bias") else dense.weight
         parameter.requires_grad_(source.requires_grad)
+    if stores_channels_last(dense.weight):
+        factored.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _text(rank: tuple[int, ...]) -> str:

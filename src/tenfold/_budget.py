@@ -1,5 +1,6 @@
 """The budget: one global choice over every layer, method and rank."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +18,15 @@ from tenfold._judge import Judge, Trial
 from tenfold._plan import Step
 from tenfold._pruning import Pruning
 from tenfold._search import smallest
+from tenfold._timed import Clock
+
+log = logging.getLogger("tenfold")
 
 _MARGIN = 0.05  # of what has to be saved: over the last of it, prices are compared
+_FASTER, _STRICTER = 0.97, 0.1  # of the dense layer's time: what counts as faster; and less where the whole is slower
+_NOISE = 0.03  # of the dense time
+_NEAR = 0.94  # of a limit of time, that is used well enough
+_TRIALS = 5
 _UNITS = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
 
 
@@ -29,6 +37,9 @@ class Budget(Target):
     All layers, methods and ranks compete at once, dense included: the sum of errors is least, no limit is
     exceeded, and no layer costs more than it did in parameters, multiply-adds or bytes.
 
+    Times are those of the whole network in the engine of the options: of layers as they are measured, then corrected
+    by the measured network. With such a limit, or with the guard, no layer takes more time than it did either.
+
     With `max_drop`, the fewest parameters within the limits, if there are any, at which the metric falls by no more,
     in the unit of what `evaluate` returns. Up to eight networks are made and evaluated to find them.
     """
@@ -36,22 +47,34 @@ class Budget(Target):
     params: float | int | None = None
     macs: float | int | None = None  # multiply-adds of one run of the example
     bytes: float | int | None = None  # of all parameters and buffers
+    latency: float | None = None  # time of one run of the example, a share of that of the dense network
+    latency_ms: float | None = None
     max_drop: float | None = None
     prunes: ClassVar[bool] = True
+    guards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         limits = {name: getattr(self, name) for name in LIMITED}
-        if self.max_drop is None and all(limit is None for limit in limits.values()):
+        times = (self.latency, self.latency_ms)
+        if self.max_drop is None and all(limit is None for limit in [*limits.values(), *times]):
             raise TenfoldError("the budget has no limit; give one, such as Budget(params=0.5).")
         for name, limit in limits.items():
             if limit is not None:
                 _check_limit(name, limit)
+        if self.latency is not None and not (isinstance(self.latency, float) and 0 < self.latency <= 1):
+            raise TenfoldError(f"Budget(latency={self.latency!r}): a share of the dense time is a float in (0, 1].")
+        if self.latency_ms is not None and not (isfinite(self.latency_ms) and self.latency_ms > 0):
+            raise TenfoldError(f"Budget(latency_ms={self.latency_ms!r}): it is a number of milliseconds above 0.")
         if self.max_drop is not None and not (isfinite(self.max_drop) and self.max_drop >= 0):
             raise TenfoldError(f"Budget(max_drop={self.max_drop!r}): the drop of the metric is a number, 0 or more.")
 
     @property
     def needs_evaluate(self) -> bool:
         return self.max_drop is not None
+
+    @property
+    def is_timed(self) -> bool:
+        return self.latency is not None or self.latency_ms is not None
 
     def limits(self, options: Options) -> dict[str, int]:
         """The limits that are set, as absolute numbers."""
@@ -73,15 +96,55 @@ class Budget(Target):
         return errors / kept if moves is None else moves**0.5 * errors / kept**0.5
 
     def steps(self, options: Options) -> list[Step]:
+        if self.is_timed or options.guard:
+            return self._timed(options)
         return self._within(options, self.limits(options))
 
     def _within(self, options: Options, limits: Mapping[str, int]) -> list[Step]:
         if options.pruning is None:
-            return self._factorised(options, limits).steps
+            return self._factorised(Offer.of(options), limits).steps
         return self._pruned_first(options, options.pruning, limits)
 
-    def _factorised(self, options: Options, limits: Mapping[str, float]) -> "Choice":
-        return chosen(options, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
+    def _factorised(self, offer: "Offer", limits: Mapping[str, float]) -> "Choice":
+        return chosen(offer, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
+
+    def _timed(self, options: Options) -> list[Step]:
+        """The steps whose network, timed as a whole, keeps the limits; what the sum of parts got wrong is corrected."""
+        _refuse_with_times(options, self.max_drop)
+        clock, limits, best = Clock(options), dict[str, float](self.limits(options)), None
+        most = min(self.latency or 1.0, (self.latency_ms or np.inf) / clock.dense_ms)
+        asked, faster = most, _FASTER
+        for trial in range(_TRIALS):
+            try:
+                time = {"ns": asked * clock.dense_ms * 1e6} if most < 1 else {}
+                steps = self._settled(options, clock, {**limits, **time}, faster)
+            except TenfoldError:
+                if not trial:
+                    raise
+                break  # the parts cannot be as much faster as the whole would need
+            found = clock.network(steps)
+            log.info("timed: %.3f of the dense time, %.3f by its parts", found.measured, found.predicted)
+            fits = found.measured <= most + (_NOISE if most == 1 else 0)
+            if fits and (best is None or found.measured > best[0]):
+                best = found.measured, steps
+            if fits and (most == 1 or found.measured >= _NEAR * most):
+                break
+            asked -= found.measured - most if most < 1 else 0
+            faster -= _STRICTER if most == 1 else 0
+        if best is None:
+            raise TenfoldError(
+                f"the network takes {found.measured:.3f} of the dense time where {most:.3f} is asked, and it cannot be "
+                "corrected further. Raise the limits, or add a method."
+            )
+        return best[1]
+
+    def _settled(self, options: Options, clock: Clock, limits: Mapping[str, float], faster: float) -> list[Step]:
+        """The choice by times that were measured for exactly what it chooses."""
+        for _ in range(_TRIALS):
+            steps = self._factorised(Offer.timed(options, clock, faster), limits).steps
+            if not clock.exactly(steps):
+                break
+        return steps
 
     def _pruned_first(self, options: Options, pruning: Pruning, limits: Mapping[str, int]) -> list[Step]:
         """Filters go as long as they cost less for what they save than the last of the other options would.
@@ -94,7 +157,7 @@ class Budget(Target):
         alone, dearest = None, np.inf
         if options.candidates:
             with suppress(TenfoldError):  # filters may reach what the others do not
-                alone = self._factorised(options, limits)
+                alone = self._factorised(Offer.of(options), limits)
                 dearest = 0.0 if options.statistics is None else self._last_price(options, limits, room, alone)
         gone = pruning.without(prices, room, dearest)
         if gone is None:
@@ -103,7 +166,7 @@ class Budget(Target):
         removals = pruning.steps(gone)
         if alone is not None and not removals:
             return alone.steps
-        rest = self._factorised(options.without(removals), limits) if options.candidates else Choice([], 0.0)
+        rest = self._factorised(Offer.of(options.without(removals)), limits) if options.candidates else Choice([], 0.0)
         price = sum(float(price[count]) for price, count in zip(prices, gone, strict=True)) + rest.price
         return [*removals, *rest.steps] if alone is None or price < alone.price else alone.steps
 
@@ -112,11 +175,13 @@ class Budget(Target):
     ) -> float:
         """What the last of the savings costs, for all of them."""
         wider = {name: limit - _MARGIN * min(room[name], 0) for name, limit in limits.items()}
-        return (alone.price - self._factorised(options, wider).price) / (_MARGIN * len(limits))
+        return (alone.price - self._factorised(Offer.of(options), wider).price) / (_MARGIN * len(limits))
 
     def searched(self, options: Options, judge: Judge) -> list[Step]:
         if self.max_drop is None:
             return self.steps(options)
+        if self.is_timed or options.guard:
+            _refuse_with_times(options, self.max_drop)
         limits, most, drop = self.limits(options), options.dense.params, 0.0
         best: list[Step] = []
         if limits:
@@ -135,7 +200,7 @@ class Budget(Target):
     def _fewest(self, options: Options, limits: Mapping[str, int]) -> int:
         if options.pruning is not None and not options.candidates:
             return options.dense.params + int(options.pruning.least[PARAMS])
-        fewest = chosen(options, limits, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
+        fewest = chosen(Offer.of(options), limits, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
         return int(options.predicted(fewest.steps)[PARAMS])
 
     def _allowed(self, trial: Trial) -> tuple[int, float]:
@@ -149,6 +214,24 @@ class Budget(Target):
         return trial.params, -trial.change
 
 
+class Offer(NamedTuple):
+    """The options to choose from, and what the dense network costs in all that may be limited."""
+
+    ladders: list[Ladder]
+    dense: dict[str, int]
+
+    @classmethod
+    def of(cls, options: Options) -> "Offer":
+        """All that cost less than dense."""
+        dense = {name: getattr(options.dense, name) for name in LIMITED}
+        return cls([ladder.cheaper() for ladder in options.ladders], dense)
+
+    @classmethod
+    def timed(cls, options: Options, clock: Clock, faster: float) -> "Offer":
+        """Those that take at most the share `faster` of the dense layer's time as well."""
+        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": int(clock.dense_ms * 1e6)})
+
+
 class Choice(NamedTuple):
     """Steps, and the sum of their prices."""
 
@@ -156,12 +239,12 @@ class Choice(NamedTuple):
     price: float
 
 
-def chosen(options: Options, limits: Mapping[str, float], price: Callable[["Pool"], NDArray[np.float64]]) -> Choice:
+def chosen(offer: Offer, limits: Mapping[str, float], price: Callable[["Pool"], NDArray[np.float64]]) -> Choice:
     """The steps within the limits whose summed price is least; a layer that stays dense has none."""
-    columns = [LIMITED.index(name) for name in limits]
-    dense = [getattr(options.dense, name) for name in limits]
+    columns = [[*offer.dense].index(name) for name in limits]
+    dense = [offer.dense[name] for name in limits]
     room = [int(limit) - cost for limit, cost in zip(limits.values(), dense, strict=True)]  # of change, so negative
-    ladders = [ladder.cheaper() for ladder in options.ladders]
+    ladders = offer.ladders
     # Options closer to each other than this in cost are thinned out; hundreds of layers still fill the limit.
     spacing = np.array([limit * 1e-3 for limit in limits.values()])
     names = sorted({name for ladder in ladders for name in ladder.candidate.site.layers})
@@ -207,6 +290,13 @@ def pooled(ladders: Iterable[Ladder]) -> list[Pool]:
     return [pool for group in groups.values() if len((pool := Pool(group)).errors)]
 
 
+def _refuse_with_times(options: Options, max_drop: float | None) -> None:
+    if options.pruning is not None:
+        raise TenfoldError("FilterPruning does not know times yet; leave it out, or the guard and the limit of time.")
+    if max_drop is not None:
+        raise TenfoldError("max_drop does not go with times yet; find the size first, then give it with the guard.")
+
+
 def _nothing(room: Sequence[int]) -> list[int]:
     if min(room) < 0:
         raise UnreachableError((0,) * len(room))
@@ -215,15 +305,17 @@ def _nothing(room: Sequence[int]) -> list[int]:
 
 def unreachable(limits: Mapping[str, float], dense: Sequence[int], least: Sequence[int]) -> TenfoldError:
     """The refusal of limits, with the least that could be reached."""
-    asked = " and ".join(f"{int(limit):,} {_UNITS[name]}" for name, limit in limits.items())
-    reached = " and ".join(
-        f"{cost + change:,} {_UNITS[name]}" for name, cost, change in zip(limits, dense, least, strict=True)
-    )
-    whole = " and ".join(f"{cost:,}" for cost in dense)
+    asked = " and ".join(_amount(name, limit) for name, limit in limits.items())
+    reached = [_amount(name, cost + change) for name, cost, change in zip(limits, dense, least, strict=True)]
+    whole = " and ".join(_amount(name, cost).partition(" ")[0] for name, cost in zip(limits, dense, strict=True))
     return TenfoldError(
-        f"the budget is {asked}; these methods reach {reached} at least (dense: {whole}). "
+        f"the budget is {asked}; these methods reach {' and '.join(reached)} at least (dense: {whole}). "
         "Raise it, add a method, or unfreeze a layer."
     )
+
+
+def _amount(name: str, number: float) -> str:
+    return f"{number / 1e6:.4g} milliseconds" if name == "ns" else f"{int(number):,} {_UNITS[name]}"
 
 
 def _check_limit(name: str, limit: Any) -> None:

@@ -18,6 +18,7 @@ from tenfold._apply import apply, taken
 from tenfold._calibrate import Statistics
 from tenfold._cost import LIMITED, Cost, layers_cost, measure, own_cost
 from tenfold._data import example_inputs
+from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
 from tenfold._fit import kept_curve, lost_altogether, metrics_of
 from tenfold._judge import Evaluate, Judge
@@ -68,6 +69,7 @@ class Target(ABC):
     """What decides the ranks: a budget or a rank rule."""
 
     prunes: ClassVar[bool] = False  # whether it can decide how many filters stay
+    guards: ClassVar[bool] = False  # whether it can leave out what is not faster
 
     @abstractmethod
     def steps(self, options: "Options") -> list[Step]:
@@ -76,6 +78,11 @@ class Target(ABC):
     @property
     def needs_evaluate(self) -> bool:
         """Whether networks have to be evaluated to find the steps."""
+        return False
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it limits time."""
         return False
 
     def searched(self, options: "Options", judge: Judge) -> list[Step]:  # noqa: ARG002
@@ -96,8 +103,11 @@ class Options:
     unserved: dict[str, str]  # layers that nothing serves, and why
     example: Any
     freeze: tuple[str, ...]
+    guard: bool
+    engine: Engine
     statistics: Statistics | None = None
     _prices: dict[Any, NDArray[np.int64]] = field(default_factory=dict)
+    slow: dict[str, str] = field(default_factory=dict)  # layers that nothing measurably faster may replace, and why
     _rests: dict[tuple[Step, ...], "Options"] = field(default_factory=dict)
 
     def plan(self, target: Target, *, evaluate: Evaluate | None = None) -> Plan:
@@ -110,6 +120,8 @@ class Options:
         if self.pruning is not None and not target.prunes:
             what = f"{type(target).__name__} cannot decide how many filters stay"
             raise TenfoldError(f"{what}; use Budget, or leave FilterPruning out.")
+        if self.guard and not target.guards:
+            raise TenfoldError(f"{type(target).__name__} does not know the guard; use Budget, or leave the guard out.")
         if evaluate is None or not target.needs_evaluate:
             return self.ordered(target.steps(self))
         judge = Judge(self.model, evaluate, lambda plan: apply(self.model, plan, self.statistics))
@@ -130,7 +142,13 @@ class Options:
             methods = [*dict.fromkeys(candidate.method for candidate in self.candidates)]
             self._rests.clear()  # each holds a network
             self._rests[key] = options(
-                small, example=self.example, statistics=told, methods=methods, freeze=self.freeze
+                small,
+                example=self.example,
+                statistics=told,
+                methods=methods,
+                freeze=self.freeze,
+                guard=self.guard,
+                engine=self.engine,
             )
         return self._rests[key]
 
@@ -200,6 +218,8 @@ class Options:
         if name in self.unserved:
             return self.unserved[name]
         own = [ladder for ladder in self.ladders if name in ladder.candidate.site.layers]
+        if name in self.slow:
+            return self.slow[name]
         if not own or any(len(ladder.cheaper().ranks) for ladder in own):
             return None
         ladder = min(own, key=lambda ladder: int(ladder.costs[:, 0].min()))
@@ -226,6 +246,8 @@ def options(
     statistics: Statistics | None = None,
     methods: Sequence[Method | FilterPruning] | None = None,
     freeze: Iterable[str] = (),
+    guard: bool = False,
+    engine: Engine = "eager",
 ) -> Options:
     """Find every option of a trained model.
 
@@ -237,11 +259,14 @@ def options(
         methods: those that compete; by default `tenfold.methods.DEFAULT`, one layer at a time. With `FilterPruning`
             among them, filters are removed first, and the others serve what that leaves.
         freeze: names of layers to leave dense, as shell patterns (`"head.*"`).
+        guard: whether only what is measurably faster than its dense layer may replace it.
+        engine: where times are measured: "eager", "compile" or "onnxruntime".
 
     Raises:
         TenfoldError: if the model fails on the example, holds weights that are not finite, or a pattern of
             `freeze` matches no layer.
     """
+    check_engine(engine)
     chosen, removing = _checked(DEFAULT if methods is None else methods)
     model, inputs = unwrapped(model), example_inputs(example)
     _refuse_bad_weights(model)
@@ -259,7 +284,9 @@ def options(
         if name not in served
     }
     dense, made_for = measure(model, example), Fingerprint.of(model)
-    return Options(model, graph, dense, made_for, candidates, pruning, unserved, example, freeze, statistics)
+    return Options(
+        *(model, graph, dense, made_for, candidates, pruning, unserved, example, freeze, guard, engine, statistics)
+    )
 
 
 def plan(
@@ -270,12 +297,14 @@ def plan(
     statistics: Statistics | None = None,
     methods: Sequence[Method | FilterPruning] | None = None,
     freeze: Iterable[str] = (),
+    guard: bool = False,
+    engine: Engine = "eager",
     evaluate: Evaluate | None = None,
 ) -> Plan:
     """`options(model, ...).plan(target, evaluate=evaluate)`."""
     check_evaluate(target, evaluate)
-    found = options(model, example=example, statistics=statistics, methods=methods, freeze=freeze)
-    return found.plan(target, evaluate=evaluate)
+    setting: dict[str, Any] = {"methods": methods, "freeze": freeze, "guard": guard, "engine": engine}
+    return options(model, example=example, statistics=statistics, **setting).plan(target, evaluate=evaluate)
 
 
 def check_evaluate(target: Target, evaluate: Evaluate | None) -> None:

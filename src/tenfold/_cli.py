@@ -23,15 +23,16 @@ from tenfold._candidates import Options, Target, check_evaluate, options
 from tenfold._compress import carry_out, check_recovery
 from tenfold._data import example_inputs
 from tenfold._demo import run_demo
+from tenfold._engines import check_engine
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._export import export
 from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._progress import listening
 from tenfold._rank_rules import Energy
-from tenfold._resume import forget, resumable
+from tenfold._resume import forget, resumable, write_text
 from tenfold._sources import build_model, named
-from tenfold._store import load, load_plan, new_file, read_weights, refuse_taken, save
+from tenfold._store import load, load_plan, read_weights, refuse_taken, save
 from tenfold._verify import verify
 from tenfold._version import __version__
 from tenfold.methods import CP, SVD, FilterPruning, JointSVD, SpatialSVD, TensorTrain, Tucker
@@ -73,6 +74,13 @@ Params = Annotated[
 ]
 Macs = Annotated[str | None, typer.Option(help="At most so many multiply-adds, likewise.", metavar="LIMIT")]
 Bytes = Annotated[str | None, typer.Option("--bytes", help="At most so many bytes, likewise.", metavar="LIMIT")]
+Latency = Annotated[str | None, typer.Option(help="At most this share of the dense time: 0.5, 50%.", metavar="SHARE")]
+LatencyMs = Annotated[float | None, typer.Option("--latency-ms", help="At most so many milliseconds.", metavar="MS")]
+Guard = Annotated[bool, typer.Option("--guard", help="Replace only by what is measurably faster.")]
+InEngine = Annotated[
+    str, typer.Option("--engine", help="Where times are measured: eager, compile or onnxruntime.", metavar="NAME")
+]
+Threads = Annotated[int | None, typer.Option(help="Of the processor, for this run.", metavar="N")]
 MaxDrop = Annotated[
     float | None, typer.Option(help="The smallest network whose --evaluate falls by no more.", metavar="DROP")
 ]
@@ -185,11 +193,16 @@ def plan(
     params: Params = None,
     macs: Macs = None,
     bytes_: Bytes = None,
+    latency: Latency = None,
+    latency_ms: LatencyMs = None,
     energy: Kept = None,
     max_drop: MaxDrop = None,
     evaluate: Evaluate = None,
     methods: Methods = _USUAL,
     freeze: Freeze = None,
+    guard: Guard = False,
+    engine: InEngine = "eager",
+    threads: Threads = None,
     data: Data = None,
     calibration: Calibration = 1024,
     mean: Mean = _MEAN,
@@ -204,14 +217,19 @@ def plan(
     tenfold plan nets:make_net --weights w.pt --input 1,3,32,32 \\
         --params 0.5 --out plan.json
     """  # noqa: D301
-    target, score = _target(params, macs, bytes_, energy, max_drop), named(evaluate) if evaluate else None
+    _use_threads(threads)
+    target, score = (
+        _target(params, macs, bytes_, energy, max_drop, latency, latency_ms),
+        named(evaluate) if evaluate else None,
+    )
     check_evaluate(target, score)
     net, inputs = _model(model, weights), _example(input, example)
     with _working(work, file):
-        found = _options(net, inputs, methods, freeze, _batches(data, calibration, inputs, mean, std))
+        batches = _batches(data, calibration, inputs, mean, std)
+        found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine)
         chosen = found.plan(target, evaluate=score).model_copy(update={"reference": model})
     if file:
-        new_file(file, chosen.dumps())
+        write_text(file, chosen.dumps())
     if as_json:
         _print_json(chosen.dumps())
     else:
@@ -228,11 +246,16 @@ def compress(
     params: Params = None,
     macs: Macs = None,
     bytes_: Bytes = None,
+    latency: Latency = None,
+    latency_ms: LatencyMs = None,
     energy: Kept = None,
     max_drop: MaxDrop = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Carry out this plan.", metavar="FILE")] = None,
     methods: Methods = _USUAL,
     freeze: Freeze = None,
+    guard: Guard = False,
+    engine: InEngine = "eager",
+    threads: Threads = None,
     data: Data = None,
     calibration: Calibration = 1024,
     mean: Mean = _MEAN,
@@ -249,8 +272,10 @@ def compress(
     tenfold compress nets:make_net --weights w.pt --input 1,3,32,32 \\
         --params 0.5 --out small
     """  # noqa: D301
+    _use_threads(threads)
     refuse_taken(folder)
-    target = load_plan(plan_file) if plan_file else _target(params, macs, bytes_, energy, max_drop)
+    limits = (params, macs, bytes_, energy, max_drop, latency, latency_ms)
+    target = load_plan(plan_file) if plan_file else _target(*limits)
     score = named(evaluate) if evaluate else None
     if isinstance(target, Target):
         check_evaluate(target, score)
@@ -258,7 +283,7 @@ def compress(
     batches = _batches(data, calibration, inputs, mean, std)
     check_recovery(batches, recover)
     with _working(work, folder):
-        found = _options(net, inputs, methods, freeze, batches)
+        found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine)
         result = carry_out(target, found, example=inputs, calibration=batches, evaluate=score, how=recover)
         save(folder, result.model, result.plan.model_copy(update={"reference": model}), result.report)
     if as_json:
@@ -394,13 +419,23 @@ def amount(text: str) -> float | int:
 
 
 def _target(
-    params: str | None, macs: str | None, stored: str | None, energy: float | None, max_drop: float | None
+    params: str | None,
+    macs: str | None,
+    stored: str | None,
+    energy: float | None,
+    max_drop: float | None,
+    latency: str | None,
+    latency_ms: float | None,
 ) -> Target:
-    texts = {"params": params, "macs": macs, "bytes": stored}
-    given = {name: amount(text) for name, text in texts.items() if text is not None}
-    limits = given if max_drop is None else {**given, "max_drop": max_drop}
+    texts = {"params": params, "macs": macs, "bytes": stored, "latency": latency}
+    given: dict[str, Any] = {name: amount(text) for name, text in texts.items() if text is not None}
+    numbers = {"max_drop": max_drop, "latency_ms": latency_ms}
+    limits = given | {name: number for name, number in numbers.items() if number is not None}
     if bool(limits) == (energy is not None):
-        raise TenfoldError("give a target: one or more of --params, --macs, --bytes and --max-drop, or --energy alone.")
+        raise TenfoldError(
+            "give a target: one or more of --params, --macs, --bytes, --latency, --latency-ms and --max-drop, or "
+            "--energy alone."
+        )
     return Energy(energy) if energy is not None else Budget(**limits)
 
 
@@ -480,6 +515,13 @@ def _batches(data: str | None, count: int, inputs: Any, mean: str, std: str) -> 
     return read_batches(data, count, shape, _numbers(mean), _numbers(std))
 
 
+def _use_threads(count: int | None) -> None:
+    if count is not None:
+        if count < 1:
+            raise TenfoldError(f"--threads {count}: a number of threads is 1 or more.")
+        torch.set_num_threads(count)
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
@@ -488,11 +530,19 @@ def _numbers(text: str) -> list[float]:
 
 
 def _options(
-    model: nn.Module, example: Any, methods: str, freeze: Sequence[str] | None, batches: Iterable[Any] | None = None
+    model: nn.Module,
+    example: Any,
+    methods: str,
+    freeze: Sequence[str] | None,
+    batches: Iterable[Any] | None = None,
+    *,
+    guard: bool = False,
+    engine: str = "eager",
 ) -> Options:
-    chosen = _methods(methods)
+    chosen, how = _methods(methods), check_engine(engine)
     statistics = None if batches is None else calibrate(model, batches)
-    return options(model, example=example, statistics=statistics, methods=chosen, freeze=freeze or ())
+    setting: dict[str, Any] = {"methods": chosen, "freeze": freeze or (), "guard": guard, "engine": how}
+    return options(model, example=example, statistics=statistics, **setting)
 
 
 def _methods(names: str) -> list[Method | FilterPruning]:

@@ -12,6 +12,7 @@ from torch import nn
 from tenfold._apply import apply
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
+from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
 from tenfold._judge import Evaluate, Judge
 from tenfold._method import Method
@@ -19,6 +20,7 @@ from tenfold._plan import Plan
 from tenfold._recover import HOW, recover
 from tenfold._resume import remembered
 from tenfold._store import save
+from tenfold._timed import Clock
 from tenfold._verify import Report, verify
 from tenfold.methods import FilterPruning
 
@@ -48,6 +50,8 @@ def compress(
     evaluate: Evaluate | None = None,
     recover: Literal["auto", "refit", "blocks", "none"] = "auto",
     freeze: Iterable[str] = (),
+    guard: bool = False,
+    engine: Engine = "eager",
     seed: int = 0,
 ) -> Result:
     """Make a trained network smaller: calibrate, plan, apply, recover, verify.
@@ -65,6 +69,8 @@ def compress(
         recover: how `tenfold.recover` mends the small network with the calibration data: "refit" or "blocks", which
             "auto" takes, or "none".
         freeze: names of layers to leave dense, as shell patterns.
+        guard: whether only what is measurably faster than its dense layer may replace it.
+        engine: where times are measured, on one run of the example: "eager", "compile" or "onnxruntime".
         seed: of what is drawn at random in calibration and recovery.
 
     Raises:
@@ -72,8 +78,10 @@ def compress(
     """
     check_evaluate(target, evaluate)
     check_recovery(calibration, recover)
+    check_engine(engine)
     statistics = None if calibration is None else calibrate(model, calibration, seed=seed)
-    found = options(model, example=example, statistics=statistics, methods=methods, freeze=freeze)
+    setting: dict[str, Any] = {"methods": methods, "freeze": freeze, "guard": guard, "engine": engine}
+    found = options(model, example=example, statistics=statistics, **setting)
     return carry_out(target, found, example=example, calibration=calibration, evaluate=evaluate, how=recover, seed=seed)
 
 
@@ -108,8 +116,13 @@ def carry_out(
         log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
         small = made(plan)
         report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
-    trials = () if judge is None else tuple(judge.trials)
-    return Result(small, plan, report.model_copy(update={"left_dense": found.left_dense(plan), "trials": trials}))
+    is_timed = found.guard or (isinstance(target, Target) and target.is_timed)
+    more = {
+        "left_dense": found.left_dense(plan),
+        "trials": () if judge is None else tuple(judge.trials),
+        "timed": Clock(found).network(plan.steps, small) if is_timed else None,
+    }
+    return Result(small, plan, report.model_copy(update=more))
 
 
 def check_recovery(calibration: Iterable[Any] | None, how: str) -> None:

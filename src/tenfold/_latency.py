@@ -7,18 +7,32 @@ from typing import Any
 
 import torch
 
+_MOST = 4  # times as many rounds, where medians are not yet sure
 
-def interleaved_ms(runs: Sequence[Callable[[], Any]], *, rounds: int = 15, least_ms: float = 5.0) -> list[float]:
+
+def interleaved_ms(
+    runs: Sequence[Callable[[], Any]], *, rounds: int = 15, least_ms: float = 5.0, sure: float = 0.02
+) -> list[float]:
     """Median milliseconds of each run, timed in turn so that a busy moment of the machine meets all of them.
 
-    A run shorter than `least_ms` is repeated within a round until it lasts that long.
+    A run shorter than `least_ms` is repeated within a round until it lasts that long. Rounds go on, up to four times
+    as many, until the standard error of every median is below the share `sure` of it.
     """
     repeats = [max(1, round(least_ms / max(min(_timed(run, 1) for _ in range(3)), 1e-3))) for run in runs]
     samples: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
+    for number in range(1, _MOST * rounds + 1):
         for run, repeat, sample in zip(runs, repeats, samples, strict=True):
             sample.append(_timed(run, repeat))
+        if number >= rounds and all(_error(sample) <= sure * median(sample) for sample in samples):
+            break
     return [median(sample) for sample in samples]
+
+
+def _error(sample: Sequence[float]) -> float:
+    """The standard error of the median, from the median deviation, which a few disturbed rounds do not move."""
+    middle = median(sample)
+    deviation = 1.4826 * median(abs(value - middle) for value in sample)
+    return float(1.2533 * deviation / len(sample) ** 0.5)
 
 
 def _timed(run: Callable[[], Any], repeat: int) -> float:

@@ -55,6 +55,13 @@ def kernel_size(layer: Any) -> tuple[int, ...]:
     return getattr(layer, "kernel_size", ())
 
 
+def stores_channels_last(weight: Tensor) -> bool:
+    """Whether a weight of two kernel axes stores channels last; where it makes no difference, it does not."""
+    if weight.dim() != 4 or weight.is_contiguous():
+        return False
+    return weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def spatial_sides(layer: Any) -> tuple[int, int]:
     """H I and W O: the rows and columns of the spatial unfolding of a Linear or 2-d layer."""
     (inputs, outputs), (height, width) = channels(layer), kernel_size(layer) or (1, 1)

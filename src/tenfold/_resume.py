@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from types import FunctionType
 from typing import Any
 from uuid import uuid4
@@ -87,6 +87,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     own = torch.contiguous_format
     save_file({name: tensor.detach().clone(memory_format=own) for name, tensor in tensors.items()}, beside, metadata)
     beside.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+        handle.write(text)
+    Path(handle.name).chmod(0o644)
+    Path(handle.name).replace(path)
 
 
 @dataclass(frozen=True)

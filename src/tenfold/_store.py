@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tenfold._apply import skeleton
 from tenfold._errors import TenfoldError
 from tenfold._export import load_pt2
+from tenfold._layers import stores_channels_last
 from tenfold._plan import Plan, Record
 from tenfold._sources import build_model
 from tenfold._verify import Report
@@ -150,15 +151,6 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def new_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-        handle.write(text)
-    Path(handle.name).chmod(0o644)
-    Path(handle.name).replace(path)
-
-
 def refuse_taken(folder: str | Path) -> None:
     """Refuse a folder that exists and holds anything but an earlier save."""
     path = Path(folder)
@@ -195,6 +187,8 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
             raise TenfoldError(f"{path} lacks {names[0]}; it does not belong to this plan.")
         if value.shape != old.shape:
             raise TenfoldError(f"{path}: {names[0]} is {tuple(value.shape)}, the plan makes it {tuple(old.shape)}.")
+        if stores_channels_last(old):
+            value = value.contiguous(memory_format=torch.channels_last)
         new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
         for name in names:
             parent, _, attribute = name.rpartition(".")

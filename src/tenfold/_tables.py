@@ -129,6 +129,15 @@ def report_table(report: Report, metric: str = "metric") -> Table:
     if dense.milliseconds and small.milliseconds:
         ratio = small.milliseconds / dense.milliseconds
         table.add_row("milliseconds", f"{dense.milliseconds:.2f}", f"{small.milliseconds:.2f}", f"{ratio:.3f}")
+    if report.timed:
+        timed = report.timed
+        part = "" if timed.predicted is None else f" (planned: {timed.predicted:.3f})"
+        table.add_row(
+            f"milliseconds, {timed.conditions.engine}{part}",
+            f"{timed.dense_ms:.2f}",
+            f"{timed.small_ms:.2f}",
+            f"{timed.measured:.3f}",
+        )
     if report.metric:
         change = report.metric.small - report.metric.dense
         table.add_row(metric, f"{report.metric.dense:.4f}", f"{report.metric.small:.4f}", f"{change:+.4f}")

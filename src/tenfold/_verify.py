@@ -20,6 +20,7 @@ from tenfold._pair import changed
 from tenfold._plan import Record
 from tenfold._progress import track
 from tenfold._run import device_of, forward, undisturbed, unwrapped
+from tenfold._timed import Timed
 from tenfold._version import __version__
 
 
@@ -56,6 +57,7 @@ class Report(Record):
     small: Cost
     drift: Drift
     metric: Metric | None = None
+    timed: Timed | None = None  # beside dense in the engine that was planned for, where times were planned
     trials: tuple[Trial, ...] = ()  # networks that were tried for `max_drop`, the smallest first
     replaced: tuple[Replaced, ...] = ()
     left_dense: dict[str, str] = Field(default_factory=dict)  # layer: why

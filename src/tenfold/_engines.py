@@ -1,0 +1,86 @@
+"""Engines: what runs a network, made ready to be run again and again."""
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tenfold._data import Inputs
+from tenfold._errors import TenfoldError
+from tenfold._onnx_layers import layers_as_onnx
+from tenfold._run import device_of
+from tenfold._sources import imported
+
+Engine = Literal["eager", "compile", "onnxruntime"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+
+def check_engine(name: str) -> Engine:
+    """The engine of this name; what is none is refused."""
+    for engine in ENGINES:
+        if engine == name:
+            return engine
+    raise TenfoldError(f"there is no engine {name!r}; use {', '.join(map(repr, ENGINES))}.")
+
+
+def runner(engine: Engine, model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
+    """What runs a model in eval mode on these inputs, compiled or loaded already, with as many threads as torch has.
+
+    Raises:
+        TenfoldError: if the engine is not installed, or cannot take the model.
+    """
+    model = model.eval()
+    if engine == "onnxruntime":
+        return _in_onnxruntime(model, inputs.on(torch.device("cpu")))
+    inputs = inputs.on(device_of(model))
+    called: Any = torch.compile(model) if engine == "compile" else model
+
+    def run() -> Any:
+        with torch.no_grad():
+            return called(*inputs.args, **inputs.kwargs)
+
+    run()
+    return run
+
+
+def layer_runner(engine: Engine, layer: nn.Module, given: Tensor) -> Callable[[], Any]:
+    """`runner` of a layer or of what replaces it; in ONNX Runtime, with other values than its own."""
+    if engine == "onnxruntime":
+        written = layers_as_onnx(layer, tuple(given.shape))
+        if written is not None:
+            return _session(written, [given.cpu()])
+    return runner(engine, layer, Inputs((given,), {}))
+
+
+def _in_onnxruntime(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
+    imported("onnxscript", "timing in ONNX Runtime (pip install tenfold[export])")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        path = Path(folder) / "model.onnx"
+        try:
+            program = torch.export.export(copy.deepcopy(model).cpu(), inputs.args, inputs.kwargs)
+            torch.onnx.export(program, dynamo=True, verbose=False).save(path)  # type: ignore[union-attr]
+        except Exception as error:  # of torch.export and of the exporter, each of its own kind
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TenfoldError(f"the model cannot be exported, so ONNX Runtime cannot be timed: {reason}") from error
+        return _session(path, pytree.tree_leaves((inputs.args, inputs.kwargs)))
+
+
+def _session(model: bytes | Path, given: Sequence[Any]) -> Callable[[], Any]:
+    onnxruntime = imported("onnxruntime", "timing in ONNX Runtime (pip install tenfold[export])")
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = torch.get_num_threads(), 1
+    session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
+    arrays = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), tensors, strict=True)}
+
+    def run() -> Any:
+        return session.run(None, arrays)
+
+    run()
+    return run

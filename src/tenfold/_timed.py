@@ -1,0 +1,170 @@
+"""What options and whole networks take in time: measured, interpolated between few ranks, and corrected."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tenfold._apply import skeleton
+from tenfold._candidates import Candidate, Ladder, Options
+from tenfold._cost import LIMITED, PARAMS
+from tenfold._data import example_inputs
+from tenfold._engines import Engine, runner
+from tenfold._factored import materialise
+from tenfold._latency import interleaved_ms
+from tenfold._method import Site
+from tenfold._plan import MethodSpec, Plan, Rank, Record, Step
+from tenfold._progress import track
+from tenfold._run import device_of
+from tenfold._times import Conditions, Piece, Times
+from tenfold.methods import find
+
+MACS = LIMITED.index("macs")
+_POINTS = 6  # ranks of a ladder that are measured at first
+_SLOW = "no option is measurably faster than it is"
+_NS = 1e6  # nanoseconds of a millisecond
+
+
+class Timed(Record):
+    """Times of the dense and of the small network, measured side by side, and what the sum of parts had said."""
+
+    conditions: Conditions
+    dense_ms: float
+    small_ms: float
+    predicted: float | None  # small / dense
+
+    @property
+    def measured(self) -> float:
+        """Small / dense."""
+        return self.small_ms / self.dense_ms
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """Times of a model's options, and of networks made of them, under the conditions of this process."""
+
+    options: Options
+    _measured: defaultdict[tuple[tuple[str, ...], str], set[Rank]] = field(default_factory=lambda: defaultdict(set))
+
+    @cached_property
+    def times(self) -> Times:
+        """Of layers."""
+        return Times(self.engine, device_of(self.options.model))
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the network."""
+        return self.options.engine
+
+    @cached_property
+    def dense_ms(self) -> float:
+        """The time of the whole dense network."""
+        return self._compared(self.options.model)[0]
+
+    def ladders(self, faster: float) -> list[Ladder]:
+        """The options that cost less than dense and take at most the share `faster` of its time, which is a cost too.
+
+        In nanoseconds, behind those of LIMITED.
+        """
+        cheap = [ladder for each in self.options.ladders if len((ladder := each.cheaper()).ranks)]
+        every = [self._with_times(ladder) for ladder in track(cheap, "times")]
+        least: dict[str, float] = {}
+        for ladder in every:
+            share = 1 + float(ladder.costs[:, -1].min()) / max(float(ladder.dense[-1]), 1.0)
+            for name in ladder.candidate.site.layers:
+                least[name] = min(share, least.get(name, share))
+        self.options.slow.clear()
+        self.options.slow.update({name: _SLOW for name, share in least.items() if share > faster})
+        return [_at_most(ladder, faster) for ladder in every]
+
+    def predicted(self, steps: Sequence[Step]) -> float:
+        """The time of the network over that of the dense one, by the times of parts."""
+        saved = 0.0
+        for step in steps:
+            candidate, dense = self._candidate(step), self._dense(step.layers)
+            before, (after,) = self.times.of(dense, [self._piece(candidate, step.rank)])
+            saved += before - after
+        return 1 - saved / self.dense_ms
+
+    def exactly(self, steps: Sequence[Step]) -> bool:
+        """From now on, measure these options instead of interpolating; whether any was not measured yet."""
+        new = [step for step in steps if step.rank not in self._measured[step.layers, step.method.model_dump_json()]]
+        for step in new:
+            self._measured[step.layers, step.method.model_dump_json()].add(step.rank)
+        return bool(new)
+
+    def network(self, steps: Sequence[Step], small: nn.Module | None = None) -> Timed:
+        """The network of these steps beside the dense one; with drawn factors, unless it is there already."""
+        dense_ms, small_ms = self._compared(self._drawn(steps) if small is None else small)
+        conditions = self.times.conditions
+        predicted = None if any(step.links for step in steps) else self.predicted(steps)
+        return Timed(conditions=conditions, dense_ms=dense_ms, small_ms=small_ms, predicted=predicted)
+
+    def _compared(self, small: nn.Module) -> tuple[float, float]:
+        inputs = example_inputs(self.options.example)
+        with torch.random.fork_rng():
+            runs = [runner(self.engine, copy.deepcopy(model), inputs) for model in (self.options.model, small)]
+            dense_ms, small_ms = interleaved_ms(runs, rounds=11, sure=0.01)
+        return dense_ms, small_ms
+
+    def _drawn(self, steps: Sequence[Step]) -> nn.Module:
+        dense = self.options.model
+        new, device = skeleton(dense, Plan(steps)), device_of(dense)
+        materialise(new, device)
+        known, generator = dense.state_dict(keep_vars=True), torch.Generator(device).manual_seed(0)
+        with torch.no_grad():
+            for name, tensor in new.state_dict(keep_vars=True).items():
+                same = known.get(name)
+                if same is not None and same.shape == tensor.shape:
+                    tensor.copy_(same)
+                elif tensor.is_floating_point():
+                    tensor.uniform_(-0.1, 0.1, generator=generator)
+        return new
+
+    def _with_times(self, ladder: Ladder) -> Ladder:
+        dense_ms, each_ms = self._interpolated(ladder)
+        changes = ((each_ms - dense_ms) * _NS).round().astype(np.int64)
+        dense = np.append(ladder.dense, int(dense_ms * _NS))
+        return replace(ladder, costs=np.column_stack([ladder.costs, changes]), dense=dense)
+
+    def _interpolated(self, ladder: Ladder) -> tuple[float, NDArray[np.float64]]:
+        """Of every option, between those measured, by multiply-adds, or by parameters where there are none."""
+        counted = MACS if ladder.dense[MACS] else PARAMS
+        size, candidate = (ladder.costs[:, counted] + ladder.dense[counted]).astype(np.float64), ladder.candidate
+        spread = np.geomspace(max(size.min(), 1), max(size.max(), 1), _POINTS)
+        exact = self._measured[candidate.site.layers, MethodSpec.model_validate(candidate.method).model_dump_json()]
+        taken = {int(np.abs(size - wanted).argmin()) for wanted in spread}
+        taken |= {number for number, rank in enumerate(ladder.ranks.tolist()) if tuple(rank) in exact}
+        places = sorted(taken, key=lambda number: (size[number], number))
+        pieces = [self._piece(candidate, ladder.ranks[number]) for number in places]
+        dense_ms, found = self.times.of(self._dense(candidate.site.layers), pieces)
+        each_ms = np.interp(size, size[places], found)
+        each_ms[places] = found  # also where two ranks have the same size
+        return dense_ms, each_ms
+
+    def _candidate(self, step: Step) -> Candidate:
+        modules = tuple(self.options.graph.layers[name].module for name in step.layers)
+        return Candidate(Site(step.layers, modules), find(step.method))
+
+    def _piece(self, candidate: Candidate, rank: Rank | NDArray[np.int64]) -> Piece:
+        with torch.device("meta"):
+            new = candidate.method.skeleton(candidate.site, tuple(int(entry) for entry in rank))
+        return self._of(new, candidate.site.layers)
+
+    def _dense(self, names: Sequence[str]) -> Piece:
+        return self._of(tuple(self.options.graph.layers[name].module for name in names), names)
+
+    def _of(self, modules: Sequence[nn.Module], names: Sequence[str]) -> Piece:
+        layers = [self.options.graph.layers[name] for name in names]
+        return Piece(tuple(modules), tuple(layer.calls for layer in layers), layers[0].module.weight)  # type: ignore[arg-type]
+
+
+def _at_most(ladder: Ladder, faster: float) -> Ladder:
+    keep = ladder.costs[:, -1] <= (faster - 1) * ladder.dense[-1]
+    return replace(ladder, ranks=ladder.ranks[keep], errors=ladder.errors[keep], costs=ladder.costs[keep])

@@ -1,0 +1,143 @@
+"""Times of layers: measured on the machine at hand, and kept."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tenfold._engines import Engine, layer_runner
+from tenfold._factored import materialise
+from tenfold._latency import interleaved_ms
+from tenfold._layers import stores_channels_last
+from tenfold._plan import Record
+from tenfold._resume import write_text
+from tenfold._run import on_meta
+from tenfold._trace import Call
+from tenfold._version import __version__
+
+
+class Conditions(Record):
+    """What times depend on, besides the layer and its input."""
+
+    engine: Engine
+    device: str  # the name of the processor
+    threads: int
+    versions: tuple[str, ...]
+
+    @classmethod
+    def here(cls, engine: Engine, device: torch.device) -> "Conditions":
+        """Those of this process, for models on a device."""
+        names = ("torch", "onnxruntime") if engine == "onnxruntime" else ("torch",)
+        versions = tuple(f"{name} {_version(name)}" for name in names)
+        return cls(engine=engine, device=device_name(device), threads=torch.get_num_threads(), versions=versions)
+
+
+def device_name(device: torch.device) -> str:
+    """The processor, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Layers, and the calls of each, that are timed as one."""
+
+    modules: tuple[nn.Module, ...]  # their values do not matter
+    calls: tuple[tuple[Call, ...], ...]
+    like: Tensor  # a weight of the dense layer, whose device and memory format all take
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether convolutions of two axes store channels last."""
+        return stores_channels_last(self.like)
+
+    @property
+    def key(self) -> str:
+        """Tells layers, inputs and memory formats apart, and nothing else."""
+        layers = [(repr(m), [getattr(part, "form", "") for part in m.modules()]) for m in self.modules]
+        inputs = [[(call.shape, str(call.dtype)) for call in own] for own in self.calls]
+        weight = str(self.like.dtype)
+        return hashlib.sha256(json.dumps([layers, inputs, weight, self.channels_last]).encode()).hexdigest()[:24]
+
+    def runs(self, engine: Engine) -> list[Any]:
+        """What runs each layer on the input of each of its calls, with drawn values."""
+        generator = torch.Generator(self.like.device).manual_seed(0)
+        found = []
+        for module, own in zip(self.modules, self.calls, strict=True):
+            copied = on_meta(module)
+            materialise(copied, self.like.device)
+            with torch.no_grad():
+                for tensor in [*copied.parameters(), *copied.buffers()]:
+                    if tensor.is_floating_point():
+                        tensor.uniform_(-0.1, 0.1, generator=generator)
+            if self.channels_last:
+                copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            found += [layer_runner(engine, copied, self._input(call, generator)) for call in own]
+        return found
+
+    def _input(self, call: Call, generator: torch.Generator) -> Tensor:
+        if not call.dtype.is_floating_point:
+            return torch.zeros(call.shape, dtype=call.dtype, device=self.like.device)
+        given = torch.empty(call.shape, dtype=call.dtype, device=self.like.device)
+        given.uniform_(-1, 1, generator=generator)
+        return given.to(memory_format=torch.channels_last) if self.channels_last and given.dim() == 4 else given
+
+
+class Times:
+    """Milliseconds of pieces under one set of conditions, each measured once beside the dense layers it is to replace.
+
+    They are kept in a file in the folder that `TENFOLD_CACHE` names, `~/.cache/tenfold` by default, one for each set of
+    conditions.
+    """
+
+    def __init__(self, engine: Engine, device: torch.device) -> None:
+        self.engine, self.conditions = engine, Conditions.here(engine, device)
+        folder = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
+        digest = hashlib.sha256(self.conditions.model_dump_json().encode()).hexdigest()[:16]
+        self.path = folder / f"times-{digest}.json"
+        self.known: dict[str, float] = self._read()
+
+    def of(self, dense: Piece, others: Sequence[Piece]) -> tuple[float, list[float]]:
+        """The times of dense layers and of what could replace them; what is not known is measured, interleaved."""
+        missing = [piece for piece in {piece.key: piece for piece in others}.values() if piece.key not in self.known]
+        if missing or dense.key not in self.known:
+            measured = self._measured([dense, *missing])
+            usual = self.known.setdefault(dense.key, measured[0])
+            for piece, found in zip(missing, measured[1:], strict=True):
+                self.known[piece.key] = found * usual / measured[0]  # the machine may be slower or faster than it was
+            self._write()
+        return self.known[dense.key], [self.known[piece.key] for piece in others]
+
+    def _measured(self, pieces: Sequence[Piece]) -> list[float]:
+        runs = [piece.runs(self.engine) for piece in pieces]
+        each = iter(interleaved_ms([run for own in runs for run in own], rounds=9, least_ms=2.0))
+        return [sum(next(each) for _ in own) for own in runs]
+
+    def _read(self) -> dict[str, float]:
+        try:
+            times = json.loads(self.path.read_text())["times"]
+            return {str(key): float(value) for key, value in times.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}  # there is none yet, or it is damaged: measured anew
+
+    def _write(self) -> None:
+        self.known = {**self._read(), **self.known}  # another process may have measured too
+        table = {"tenfold": __version__, "conditions": self.conditions.model_dump(), "times": self.known}
+        write_text(self.path, json.dumps(table, indent=1) + "\n")
+
+
+def _version(name: str) -> str:
+    return str(getattr(__import__(name), "__version__", "?"))
