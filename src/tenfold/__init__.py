@@ -16,6 +16,7 @@ from tenfold._rank_rules import EVBMF, Energy, Greedy, MinMax, Ranks
 from tenfold._recover import recover, reestimate_norms
 from tenfold._resume import resumable
 from tenfold._store import load, save
+from tenfold._times import Profile
 from tenfold._verify import Report, verify
 from tenfold._version import __version__
 
@@ -32,6 +33,7 @@ __all__ = [
     "MinMax",
     "Options",
     "Plan",
+    "Profile",
     "Ranks",
     "Report",
     "Result",

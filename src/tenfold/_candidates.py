@@ -28,6 +28,7 @@ from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
 from tenfold._progress import track
 from tenfold._pruning import Pruning
 from tenfold._run import unwrapped
+from tenfold._times import Profile
 from tenfold._trace import Graph, trace
 from tenfold.methods import DEFAULT, FilterPruning, find
 
@@ -104,7 +105,7 @@ class Options:
     example: Any
     freeze: tuple[str, ...]
     guard: bool
-    engine: Engine
+    engine: Engine | Profile
     statistics: Statistics | None = None
     _prices: dict[Any, NDArray[np.int64]] = field(default_factory=dict)
     slow: dict[str, str] = field(default_factory=dict)  # layers that nothing measurably faster may replace, and why
@@ -247,7 +248,7 @@ def options(
     methods: Sequence[Method | FilterPruning] | None = None,
     freeze: Iterable[str] = (),
     guard: bool = False,
-    engine: Engine = "eager",
+    engine: Engine | Profile = "eager",
 ) -> Options:
     """Find every option of a trained model.
 
@@ -260,13 +261,13 @@ def options(
             among them, filters are removed first, and the others serve what that leaves.
         freeze: names of layers to leave dense, as shell patterns (`"head.*"`).
         guard: whether only what is measurably faster than its dense layer may replace it.
-        engine: where times are measured: "eager", "compile" or "onnxruntime".
+        engine: where times are measured: "eager", "compile" or "onnxruntime"; or what another machine measured.
 
     Raises:
         TenfoldError: if the model fails on the example, holds weights that are not finite, or a pattern of
             `freeze` matches no layer.
     """
-    check_engine(engine)
+    engine = engine if isinstance(engine, Profile) else check_engine(engine)
     chosen, removing = _checked(DEFAULT if methods is None else methods)
     model, inputs = unwrapped(model), example_inputs(example)
     _refuse_bad_weights(model)
@@ -298,7 +299,7 @@ def plan(
     methods: Sequence[Method | FilterPruning] | None = None,
     freeze: Iterable[str] = (),
     guard: bool = False,
-    engine: Engine = "eager",
+    engine: Engine | Profile = "eager",
     evaluate: Evaluate | None = None,
 ) -> Plan:
     """`options(model, ...).plan(target, evaluate=evaluate)`."""

@@ -26,6 +26,7 @@ from tenfold._demo import run_demo
 from tenfold._engines import check_engine
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._export import export
+from tenfold._kit import write_kit
 from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._progress import listening
@@ -33,6 +34,7 @@ from tenfold._rank_rules import Energy
 from tenfold._resume import forget, resumable, write_text
 from tenfold._sources import build_model, named
 from tenfold._store import load, load_plan, read_weights, refuse_taken, save
+from tenfold._times import Profile
 from tenfold._verify import verify
 from tenfold._version import __version__
 from tenfold.methods import CP, SVD, FilterPruning, JointSVD, SpatialSVD, TensorTrain, Tucker
@@ -79,6 +81,9 @@ LatencyMs = Annotated[float | None, typer.Option("--latency-ms", help="At most s
 Guard = Annotated[bool, typer.Option("--guard", help="Replace only by what is measurably faster.")]
 InEngine = Annotated[
     str, typer.Option("--engine", help="Where times are measured: eager, compile or onnxruntime.", metavar="NAME")
+]
+TimesFile = Annotated[
+    Path | None, typer.Option("--times", help="Times that `tenfold profile` took elsewhere.", metavar="FILE")
 ]
 Threads = Annotated[int | None, typer.Option(help="Of the processor, for this run.", metavar="N")]
 MaxDrop = Annotated[
@@ -202,6 +207,7 @@ def plan(
     freeze: Freeze = None,
     guard: Guard = False,
     engine: InEngine = "eager",
+    times: TimesFile = None,
     threads: Threads = None,
     data: Data = None,
     calibration: Calibration = 1024,
@@ -226,7 +232,7 @@ def plan(
     net, inputs = _model(model, weights), _example(input, example)
     with _working(work, file):
         batches = _batches(data, calibration, inputs, mean, std)
-        found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine)
+        found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine, times=times)
         chosen = found.plan(target, evaluate=score).model_copy(update={"reference": model})
     if file:
         write_text(file, chosen.dumps())
@@ -255,6 +261,7 @@ def compress(
     freeze: Freeze = None,
     guard: Guard = False,
     engine: InEngine = "eager",
+    times: TimesFile = None,
     threads: Threads = None,
     data: Data = None,
     calibration: Calibration = 1024,
@@ -283,7 +290,7 @@ def compress(
     batches = _batches(data, calibration, inputs, mean, std)
     check_recovery(batches, recover)
     with _working(work, folder):
-        found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine)
+        found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine, times=times)
         result = carry_out(target, found, example=inputs, calibration=batches, evaluate=score, how=recover)
         save(folder, result.model, result.plan.model_copy(update={"reference": model}), result.report)
     if as_json:
@@ -296,6 +303,33 @@ def compress(
         out.print()
     out.print(_tables.report_table(result.report))
     out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json.", soft_wrap=True)
+
+
+@app.command()
+def profile(
+    model: Model,
+    file: Annotated[Path, typer.Option("--out", help="The kit to write, one file.", metavar="FILE")],
+    weights: Weights = None,
+    input: Input = None,
+    example: Example = None,
+    methods: Methods = _USUAL,
+    freeze: Freeze = None,
+    engine: Annotated[str, typer.Option(help="What runs there: onnxruntime or eager.", metavar="NAME")] = "onnxruntime",
+) -> None:
+    """Write a kit that times a network's options on another machine.
+
+    \b
+    tenfold profile nets:make_net --weights w.pt --input 1,3,32,32 \\
+        --out kit.pyz
+    """  # noqa: D301
+    found = _options(_model(model, weights), _example(input, example), methods, freeze, engine=engine)
+    count = write_kit(found, file)
+    out.print(
+        f"{file} times {count} layers and options; it needs Python and {'torch' if engine == 'eager' else engine}. "
+        f"Copy it to the machine, and there:\n\n  python {file.name} times.json --threads 1\n\nThen plan with it here, "
+        "with the same model, input and methods:\n\n  tenfold plan ... --latency 0.5 --times times.json",
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -538,8 +572,9 @@ def _options(
     *,
     guard: bool = False,
     engine: str = "eager",
+    times: Path | None = None,
 ) -> Options:
-    chosen, how = _methods(methods), check_engine(engine)
+    chosen, how = _methods(methods), check_engine(engine) if times is None else Profile.load(times)
     statistics = None if batches is None else calibrate(model, batches)
     setting: dict[str, Any] = {"methods": chosen, "freeze": freeze or (), "guard": guard, "engine": how}
     return options(model, example=example, statistics=statistics, **setting)

@@ -21,6 +21,7 @@ from tenfold._recover import HOW, recover
 from tenfold._resume import remembered
 from tenfold._store import save
 from tenfold._timed import Clock
+from tenfold._times import Profile
 from tenfold._verify import Report, verify
 from tenfold.methods import FilterPruning
 
@@ -51,7 +52,7 @@ def compress(
     recover: Literal["auto", "refit", "blocks", "none"] = "auto",
     freeze: Iterable[str] = (),
     guard: bool = False,
-    engine: Engine = "eager",
+    engine: Engine | Profile = "eager",
     seed: int = 0,
 ) -> Result:
     """Make a trained network smaller: calibrate, plan, apply, recover, verify.
@@ -70,7 +71,8 @@ def compress(
             "auto" takes, or "none".
         freeze: names of layers to leave dense, as shell patterns.
         guard: whether only what is measurably faster than its dense layer may replace it.
-        engine: where times are measured, on one run of the example: "eager", "compile" or "onnxruntime".
+        engine: where times are measured, on one run of the example: "eager", "compile" or "onnxruntime"; or what
+            another machine measured, see `Profile`.
         seed: of what is drawn at random in calibration and recovery.
 
     Raises:
@@ -78,7 +80,7 @@ def compress(
     """
     check_evaluate(target, evaluate)
     check_recovery(calibration, recover)
-    check_engine(engine)
+    engine = engine if isinstance(engine, Profile) else check_engine(engine)
     statistics = None if calibration is None else calibrate(model, calibration, seed=seed)
     setting: dict[str, Any] = {"methods": methods, "freeze": freeze, "guard": guard, "engine": engine}
     found = options(model, example=example, statistics=statistics, **setting)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs
 from tenfold._errors import TenfoldError
-from tenfold._onnx_layers import layers_as_onnx
+from tenfold._onnx_layers import layers_as_onnx, model_as_onnx
 from tenfold._run import device_of
 from tenfold._sources import imported
 
@@ -59,15 +59,9 @@ def layer_runner(engine: Engine, layer: nn.Module, given: Tensor) -> Callable[[]
 
 
 def _in_onnxruntime(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
-    imported("onnxscript", "timing in ONNX Runtime (pip install tenfold[export])")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings(action="ignore"):
         path = Path(folder) / "model.onnx"
-        try:
-            program = torch.export.export(copy.deepcopy(model).cpu(), inputs.args, inputs.kwargs)
-            torch.onnx.export(program, dynamo=True, verbose=False).save(path)  # type: ignore[union-attr]
-        except Exception as error:  # of torch.export and of the exporter, each of its own kind
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise TenfoldError(f"the model cannot be exported, so ONNX Runtime cannot be timed: {reason}") from error
+        model_as_onnx(copy.deepcopy(model).cpu(), inputs, path)
         return _session(path, pytree.tree_leaves((inputs.args, inputs.kwargs)))
 
 

@@ -1,11 +1,10 @@
 """Measured times: interleaved, medians, never a formula."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
-
-import torch
 
 _MOST = 4  # times as many rounds, where medians are not yet sure
 
@@ -45,5 +44,6 @@ def _timed(run: Callable[[], Any], repeat: int) -> float:
 
 
 def _synchronize() -> None:
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # not there on machines that have other engines only
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()

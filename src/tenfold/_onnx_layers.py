@@ -1,11 +1,14 @@
 """Layers as ONNX models, written out by hand: hundreds of them are timed, and an exporter takes a second for each."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from tenfold._data import Inputs
+from tenfold._errors import TenfoldError
 from tenfold._factored import Factored, Sum
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED
 from tenfold._sources import imported
@@ -13,10 +16,28 @@ from tenfold._sources import imported
 _OPSET, _IR = 18, 9
 
 
-def layers_as_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes | None:
-    """A layer or a chain of factors, in float32, for an input of one shape; None for what is not known here."""
+def model_as_onnx(model: nn.Module, inputs: Inputs, path: Path) -> None:
+    """Write a whole network, by torch's exporter, for inputs of these shapes.
+
+    Raises:
+        TenfoldError: if it cannot be exported.
+    """
+    imported("onnxscript", "timing in ONNX Runtime (pip install tenfold[export])")
+    try:
+        program = torch.export.export(model, inputs.args, inputs.kwargs)
+        torch.onnx.export(program, dynamo=True, verbose=False).save(path)  # type: ignore[union-attr]
+    except Exception as error:  # of torch.export and of the exporter, each of its own kind
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TenfoldError(f"the model cannot be exported, so ONNX Runtime cannot be timed: {reason}") from error
+
+
+def layers_as_onnx(module: nn.Module, shape: tuple[int, ...], *, constant: bool = False) -> bytes | None:
+    """A layer or a chain of factors, in float32, for an input of one shape; None for what is not known here.
+
+    Weights are drawn, or `constant`, which packs to nothing.
+    """
     onnx = imported("onnx", "timing in ONNX Runtime (pip install tenfold[export])")
-    graph = _Graph(onnx)
+    graph = _Graph(onnx, constant)
     output = graph.add(module, "x")
     if output is None or any(t.dtype != torch.float32 for t in module.parameters()):
         return None
@@ -30,8 +51,8 @@ def layers_as_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes | None:
 
 
 class _Graph:
-    def __init__(self, onnx: Any) -> None:
-        self.onnx, self.nodes, self.weights = onnx, list[Any](), list[Any]()
+    def __init__(self, onnx: Any, constant: bool) -> None:
+        self.onnx, self.constant, self.nodes, self.weights = onnx, constant, list[Any](), list[Any]()
 
     def add(self, module: Any, given: str) -> str | None:
         """Append a module's nodes; the name of its output."""
@@ -76,6 +97,7 @@ class _Graph:
 
     def _weight(self, shape: Any) -> str:
         name = f"w{len(self.weights)}"
-        drawn = np.random.default_rng(0).uniform(-0.1, 0.1, tuple(shape)).astype(np.float32)
-        self.weights.append(self.onnx.numpy_helper.from_array(drawn, name))
+        size = tuple(shape)
+        values = np.full(size, 0.01) if self.constant else np.random.default_rng(0).uniform(-0.1, 0.1, size)
+        self.weights.append(self.onnx.numpy_helper.from_array(values.astype(np.float32), name))
         return name

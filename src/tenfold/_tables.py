@@ -132,12 +132,9 @@ def report_table(report: Report, metric: str = "metric") -> Table:
     if report.timed:
         timed = report.timed
         part = "" if timed.predicted is None else f" (planned: {timed.predicted:.3f})"
-        table.add_row(
-            f"milliseconds, {timed.conditions.engine}{part}",
-            f"{timed.dense_ms:.2f}",
-            f"{timed.small_ms:.2f}",
-            f"{timed.measured:.3f}",
-        )
+        small_ms = "" if timed.small_ms is None else f"{timed.small_ms:.2f}"
+        ratio_text = "" if timed.measured is None else f"{timed.measured:.3f}"
+        table.add_row(f"milliseconds, {timed.conditions.engine}{part}", f"{timed.dense_ms:.2f}", small_ms, ratio_text)
     if report.metric:
         change = report.metric.small - report.metric.dense
         table.add_row(metric, f"{report.metric.dense:.4f}", f"{report.metric.small:.4f}", f"{change:+.4f}")

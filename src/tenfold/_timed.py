@@ -2,9 +2,11 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isfinite
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +17,20 @@ from tenfold._apply import skeleton
 from tenfold._candidates import Candidate, Ladder, Options
 from tenfold._cost import LIMITED, PARAMS
 from tenfold._data import example_inputs
-from tenfold._engines import Engine, runner
+from tenfold._engines import runner
+from tenfold._errors import TenfoldError
 from tenfold._factored import materialise
 from tenfold._latency import interleaved_ms
 from tenfold._method import Site
 from tenfold._plan import MethodSpec, Plan, Rank, Record, Step
 from tenfold._progress import track
 from tenfold._run import device_of
-from tenfold._times import Conditions, Piece, Times
+from tenfold._times import Conditions, Piece, Profile, Times
 from tenfold.methods import find
 
 MACS = LIMITED.index("macs")
 _POINTS = 6  # ranks of a ladder that are measured at first
+_UNKNOWN = 10  # times the dense layer, so that it is not chosen
 _SLOW = "no option is measurably faster than it is"
 _NS = 1e6  # nanoseconds of a millisecond
 
@@ -36,13 +40,13 @@ class Timed(Record):
 
     conditions: Conditions
     dense_ms: float
-    small_ms: float
+    small_ms: float | None  # None where it cannot be measured here
     predicted: float | None  # small / dense
 
     @property
-    def measured(self) -> float:
+    def measured(self) -> float | None:
         """Small / dense."""
-        return self.small_ms / self.dense_ms
+        return None if self.small_ms is None else self.small_ms / self.dense_ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +57,28 @@ class Clock:
     _measured: defaultdict[tuple[tuple[str, ...], str], set[Rank]] = field(default_factory=lambda: defaultdict(set))
 
     @cached_property
-    def times(self) -> Times:
+    def times(self) -> Times | Profile:
         """Of layers."""
-        return Times(self.engine, device_of(self.options.model))
+        engine = self.options.engine
+        return engine if isinstance(engine, Profile) else Times(engine, device_of(self.options.model))
 
     @property
-    def engine(self) -> Engine:
-        """What runs the network."""
-        return self.options.engine
+    def is_here(self) -> bool:
+        """Whether times are those of this machine, on which more can be measured."""
+        return isinstance(self.times, Times)
 
     @cached_property
     def dense_ms(self) -> float:
         """The time of the whole dense network."""
-        return self._compared(self.options.model)[0]
+        return self.times.whole_ms if isinstance(self.times, Profile) else self._compared(self.options.model)[0]
+
+    def pieces(self) -> Iterator[tuple[Piece, list[Piece]]]:
+        """What has to be timed at first: of each candidate the dense layers, and options along its ladder."""
+        for ladder in self.options.ladders:
+            cheap = ladder.cheaper()
+            if len(cheap.ranks):
+                options = [self._piece(ladder.candidate, cheap.ranks[place]) for place in self._places(cheap)]
+                yield self._dense(ladder.candidate.site.layers), options
 
     def ladders(self, faster: float) -> list[Ladder]:
         """The options that cost less than dense and take at most the share `faster` of its time, which is a cost too.
@@ -85,6 +98,8 @@ class Clock:
 
     def predicted(self, steps: Sequence[Step]) -> float:
         """The time of the network over that of the dense one, by the times of parts."""
+        if not self.is_here:
+            return 1 + sum(self._interpolated_change(step) for step in steps) / self.dense_ms
         saved = 0.0
         for step in steps:
             candidate, dense = self._candidate(step), self._dense(step.layers)
@@ -92,8 +107,20 @@ class Clock:
             saved += before - after
         return 1 - saved / self.dense_ms
 
+    def _interpolated_change(self, step: Step) -> float:
+        """The time of a step less that of its dense layers, where it cannot be measured."""
+        for ladder in self.options.ladders:
+            candidate = ladder.candidate
+            if candidate.site.layers == step.layers and MethodSpec.model_validate(candidate.method) == step.method:
+                timed = self._with_times(ladder.cheaper())
+                place = (timed.ranks == np.array(step.rank)).all(1).argmax()
+                return float(timed.costs[place, -1]) / _NS
+        raise TenfoldError(f"the profile says nothing of {step.layers[0]} by {step.method.name}.")
+
     def exactly(self, steps: Sequence[Step]) -> bool:
         """From now on, measure these options instead of interpolating; whether any was not measured yet."""
+        if not self.is_here:
+            return False
         new = [step for step in steps if step.rank not in self._measured[step.layers, step.method.model_dump_json()]]
         for step in new:
             self._measured[step.layers, step.method.model_dump_json()].add(step.rank)
@@ -101,15 +128,20 @@ class Clock:
 
     def network(self, steps: Sequence[Step], small: nn.Module | None = None) -> Timed:
         """The network of these steps beside the dense one; with drawn factors, unless it is there already."""
-        dense_ms, small_ms = self._compared(self._drawn(steps) if small is None else small)
         conditions = self.times.conditions
         predicted = None if any(step.links for step in steps) else self.predicted(steps)
+        if not self.is_here:
+            return Timed(conditions=conditions, dense_ms=self.dense_ms, small_ms=None, predicted=predicted)
+        dense_ms, small_ms = self._compared(self._drawn(steps) if small is None else small)
         return Timed(conditions=conditions, dense_ms=dense_ms, small_ms=small_ms, predicted=predicted)
 
     def _compared(self, small: nn.Module) -> tuple[float, float]:
         inputs = example_inputs(self.options.example)
         with torch.random.fork_rng():
-            runs = [runner(self.engine, copy.deepcopy(model), inputs) for model in (self.options.model, small)]
+            runs = [
+                runner(self.times.conditions.engine, copy.deepcopy(model), inputs)
+                for model in (self.options.model, small)
+            ]
             dense_ms, small_ms = interleaved_ms(runs, rounds=11, sure=0.01)
         return dense_ms, small_ms
 
@@ -135,18 +167,25 @@ class Clock:
 
     def _interpolated(self, ladder: Ladder) -> tuple[float, NDArray[np.float64]]:
         """Of every option, between those measured, by multiply-adds, or by parameters where there are none."""
-        counted = MACS if ladder.dense[MACS] else PARAMS
-        size, candidate = (ladder.costs[:, counted] + ladder.dense[counted]).astype(np.float64), ladder.candidate
+        candidate, size, places = ladder.candidate, _size(ladder), self._places(ladder)
+        pieces = [self._piece(candidate, ladder.ranks[number]) for number in places]
+        dense_ms, found = self.times.of(self._dense(candidate.site.layers), pieces)
+        known = [(place, ms) for place, ms in zip(places, found, strict=True) if isfinite(ms)]
+        if not known:  # no plain layers, which the kit of another machine left out
+            return dense_ms, np.full(len(size), _UNKNOWN * dense_ms)
+        where, taken = [place for place, _ in known], [ms for _, ms in known]
+        each_ms = np.interp(size, size[where], taken)
+        each_ms[where] = taken  # also where two ranks have the same size
+        return dense_ms, each_ms
+
+    def _places(self, ladder: Ladder) -> list[int]:
+        """Which options are measured, the cheapest first."""
+        size, candidate = _size(ladder), ladder.candidate
         spread = np.geomspace(max(size.min(), 1), max(size.max(), 1), _POINTS)
         exact = self._measured[candidate.site.layers, MethodSpec.model_validate(candidate.method).model_dump_json()]
         taken = {int(np.abs(size - wanted).argmin()) for wanted in spread}
         taken |= {number for number, rank in enumerate(ladder.ranks.tolist()) if tuple(rank) in exact}
-        places = sorted(taken, key=lambda number: (size[number], number))
-        pieces = [self._piece(candidate, ladder.ranks[number]) for number in places]
-        dense_ms, found = self.times.of(self._dense(candidate.site.layers), pieces)
-        each_ms = np.interp(size, size[places], found)
-        each_ms[places] = found  # also where two ranks have the same size
-        return dense_ms, each_ms
+        return sorted(taken, key=lambda number: (size[number], number))
 
     def _candidate(self, step: Step) -> Candidate:
         modules = tuple(self.options.graph.layers[name].module for name in step.layers)
@@ -162,7 +201,14 @@ class Clock:
 
     def _of(self, modules: Sequence[nn.Module], names: Sequence[str]) -> Piece:
         layers = [self.options.graph.layers[name] for name in names]
-        return Piece(tuple(modules), tuple(layer.calls for layer in layers), layers[0].module.weight)  # type: ignore[arg-type]
+        weight: Any = layers[0].module.weight
+        return Piece(tuple(modules), tuple(layer.calls for layer in layers), weight)
+
+
+def _size(ladder: Ladder) -> NDArray[np.float64]:
+    """What times go by between options that are measured: multiply-adds, or parameters where there are none."""
+    counted = MACS if ladder.dense[MACS] else PARAMS
+    return (ladder.costs[:, counted] + ladder.dense[counted]).astype(np.float64)
 
 
 def _at_most(ladder: Ladder, faster: float) -> Ladder:

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold._engines import Engine, layer_runner
+from tenfold._errors import TenfoldError
 from tenfold._factored import materialise
 from tenfold._latency import interleaved_ms
 from tenfold._layers import stores_channels_last
@@ -94,6 +96,33 @@ class Piece:
         given = torch.empty(call.shape, dtype=call.dtype, device=self.like.device)
         given.uniform_(-1, 1, generator=generator)
         return given.to(memory_format=torch.channels_last) if self.channels_last and given.dim() == 4 else given
+
+
+class Profile(Record):
+    """Times that were measured on another machine by the kit of `tenfold profile`."""
+
+    tenfold: str
+    conditions: Conditions
+    times: dict[str, float]  # milliseconds
+    whole_ms: float  # of the dense network
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Profile":
+        """Read the file that the kit wrote.
+
+        Raises:
+            TenfoldError: if it is missing or damaged.
+        """
+        try:
+            return cls.loads(Path(path).read_text(), name=str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise TenfoldError(f"{path} cannot be read: {error}.") from None
+
+    def of(self, dense: Piece, others: Sequence[Piece]) -> tuple[float, list[float]]:
+        """As `Times.of`; what the kit did not time takes as long as can be, so that it is not chosen."""
+        if dense.key not in self.times:
+            raise TenfoldError("the profile is of another network, input or setting; make the kit anew.")
+        return self.times[dense.key], [self.times.get(piece.key, inf) for piece in others]
 
 
 class Times:
