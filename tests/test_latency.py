@@ -212,6 +212,24 @@ def test_the_guard_takes_back_what_makes_the_whole_slower(monkeypatch):
     assert machine.measured
 
 
+def test_ranks_that_the_machine_likes_are_found(monkeypatch):
+    """A machine that takes channels by sixteens: it takes 17 as long as 32, so what is chosen is a multiple."""
+
+    class Blocks(Machine):
+        def layers(self, modules):
+            wide = lambda n: -(-n // 16) * 16  # noqa: E731
+            leaves = [m for module in modules for m in module.modules() if isinstance(m, nn.Linear)]
+            return sum(1e-3 + 1e-5 * wide(leaf.in_features) * wide(leaf.out_features) for leaf in leaves)
+
+    Blocks(monkeypatch)
+    net = nn.Sequential(*(nn.Linear(320, 320) for _ in range(4)))
+    found = tenfold.options(net, example=images(2, 320), methods=[SVD()])
+    for share in (0.7, 0.45, 0.3):
+        steps = found.plan(Budget(latency=share)).steps
+        assert steps
+        assert sum(step.rank[0] % 16 == 0 for step in steps) >= len(steps) - 1, steps
+
+
 def test_an_unreachable_time_says_the_least(monkeypatch):
     Machine(monkeypatch)
     with pytest.raises(TenfoldError, match=r"budget is [\d.]+ milliseconds; these methods reach [\d.]+ milliseconds"):

@@ -26,6 +26,7 @@ _MARGIN = 0.05  # of what has to be saved: over the last of it, prices are compa
 _FASTER, _STRICTER = 0.97, 0.1  # of the dense layer's time: what counts as faster; and less where the whole is slower
 _NOISE = 0.03  # of the dense time
 _NEAR = 0.94  # of a limit of time, that is used well enough
+_STEP = 0.01  # of a limit of time: the least correction of what exceeds it
 _TRIALS = 5
 _UNITS = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
 
@@ -132,7 +133,8 @@ class Budget(Target):
                 best = found.measured, steps
             if fits and (most == 1 or found.measured >= _NEAR * most):
                 break
-            asked -= found.measured - most if most < 1 else 0
+            if most < 1:
+                asked -= found.measured - most if fits else max(found.measured - most, _STEP * most)
             faster -= _STRICTER if most == 1 else 0
         if best is None:
             raise TenfoldError(

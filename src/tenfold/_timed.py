@@ -118,12 +118,15 @@ class Clock:
         raise TenfoldError(f"the profile says nothing of {step.layers[0]} by {step.method.name}.")
 
     def exactly(self, steps: Sequence[Step]) -> bool:
-        """From now on, measure these options instead of interpolating; whether any was not measured yet."""
+        """From now on, measure these options instead of interpolating; whether any was not measured yet.
+
+        With them the nearest ranks that processors may like: their kernels take channels by eights or sixteens.
+        """
         if not self.is_here:
             return False
         new = [step for step in steps if step.rank not in self._measured[step.layers, step.method.model_dump_json()]]
         for step in new:
-            self._measured[step.layers, step.method.model_dump_json()].add(step.rank)
+            self._measured[step.layers, step.method.model_dump_json()].update({step.rank, *_liked(step.rank)})
         return bool(new)
 
     def network(self, steps: Sequence[Step], small: nn.Module | None = None) -> Timed:
@@ -203,6 +206,15 @@ class Clock:
         layers = [self.options.graph.layers[name] for name in names]
         weight: Any = layers[0].module.weight
         return Piece(tuple(modules), tuple(layer.calls for layer in layers), weight)
+
+
+def _liked(rank: Rank) -> list[Rank]:
+    """The ranks below and above whose entries are all multiples of 8, or of 16."""
+    ranks = []
+    for multiple in (8, 16):
+        below = tuple(max(multiple, entry // multiple * multiple) for entry in rank)
+        ranks += [below, tuple(-(-entry // multiple) * multiple for entry in rank)]
+    return ranks
 
 
 def _size(ladder: Ladder) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tenfold import _on_target
 from tenfold._engines import Engine, layer_runner
 from tenfold._errors import TenfoldError
 from tenfold._factored import materialise
@@ -45,12 +45,7 @@ def device_name(device: torch.device) -> str:
     """The processor, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return _on_target.device()
 
 
 @dataclass(frozen=True, eq=False)
