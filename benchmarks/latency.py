@@ -9,7 +9,7 @@ measured elsewhere. Needs torchvision. To measure anew, delete the file.
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import get_args
@@ -48,6 +48,7 @@ class Job:
     engine: Engine
     batch: int
     threads: int
+    device: str = "cpu"  # in half precision on any other
 
     @property
     def channels_last(self) -> bool:
@@ -58,7 +59,8 @@ class Job:
     def command(self) -> str:
         """The row's identity."""
         asked = f"--net {self.net} --target {self.target} --share {self.share:g} --engine {self.engine}"
-        return f"python -m benchmarks.latency {asked} --batch {self.batch} --threads {self.threads}"
+        where = "" if self.device == "cpu" else f" --device {self.device}"
+        return f"python -m benchmarks.latency {asked} --batch {self.batch} --threads {self.threads}{where}"
 
 
 class Row(BaseModel):
@@ -96,7 +98,7 @@ class Row(BaseModel):
 
 def run(job: Job) -> Row:
     """Plan, apply, and time both networks side by side."""
-    found = options(job.net, job.engine, job.batch, job.threads, job.channels_last, job.target == "guard")
+    found = options(replace(job, target="guard" if job.target == "guard" else "any", share=1.0))
     refused = None
     try:
         plan = planned(job, found)
@@ -154,24 +156,24 @@ def uniform(found: tenfold.Options, share: float) -> tenfold.Plan:
 
 
 @cache
-def options(net: str, engine: Engine, batch: int, threads: int, channels_last: bool, guard: bool) -> tenfold.Options:
-    """All options of a network, timed under these conditions."""
-    torch.set_num_threads(threads)
-    example = torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    if channels_last:
-        example = example.to(memory_format=torch.channels_last)
-    model = dense(net, channels_last)
-    return tenfold.options(model, example=example, methods=METHODS, guard=guard, engine=engine)
+def options(job: Job) -> tenfold.Options:
+    """All options of a job's network, timed under its conditions."""
+    torch.set_num_threads(job.threads)
+    model, example = dense(job.net), torch.randn(job.batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    if job.device != "cpu":
+        model, example = model.to(job.device).half(), example.to(job.device).half()
+    if job.channels_last:
+        model, example = (each.to(memory_format=torch.channels_last) for each in (model, example))
+    return tenfold.options(model, example=example, methods=METHODS, guard=job.target == "guard", engine=job.engine)
 
 
-def dense(net: str, channels_last: bool) -> nn.Module:
+def dense(net: str) -> nn.Module:
     """A network of torchvision with random weights."""
     from torchvision import models
 
     settings = {"init_weights": False, "aux_logits": False} if net == "googlenet" else {}
     with torch.random.fork_rng():
-        model = randomised(models.get_model(net, weights=None, **settings))
-    return model.to(memory_format=torch.channels_last) if channels_last else model
+        return randomised(models.get_model(net, weights=None, **settings))
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -243,14 +245,16 @@ def _guarded(rows: Sequence[Row]) -> str:
 
 def jobs(asked: argparse.Namespace) -> list[Job]:
     """The rows that the command line asks for."""
-    engines: tuple[Engine, ...] = ("onnxruntime", "eager")
+    on_cpu = asked.device == "cpu"
+    engines: tuple[Engine, ...] = ("onnxruntime", "eager") if on_cpu else ("eager", "compile")
     every = [
-        Job("resnet18", target, share, engine, batch, asked.threads)
+        Job("resnet18", target, share, engine, batch, asked.threads, asked.device)
         for engine in engines
-        for batch in (1, 8)
+        for batch in ((1, 8) if on_cpu else (1, 64))
         for target, share in [("uniform", 0.5), ("uniform", 0.25), ("macs", 0.5), ("macs", 0.25), ("latency", 0.5)]
+        if on_cpu or target != "macs"
     ]
-    every += [Job(net, "guard", SIZES[0], "eager", 1, asked.threads) for net in GUARDED]
+    every += [Job(net, "guard", SIZES[0], "eager", 1, asked.threads, asked.device) for net in GUARDED]
     wanted = {"net": asked.net, "target": asked.target, "engine": asked.engine, "batch": asked.batch}
     wanted["share"] = asked.share
     return [job for job in every if all(not given or getattr(job, name) in given for name, given in wanted.items())]
@@ -265,6 +269,7 @@ def main() -> None:
     parser.add_argument("--engine", nargs="+", choices=get_args(Engine))
     parser.add_argument("--batch", nargs="+", type=int)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="any other runs in half precision")
     asked = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tenfold").setLevel(logging.INFO)

@@ -212,6 +212,26 @@ def test_the_guard_takes_back_what_makes_the_whole_slower(monkeypatch):
     assert machine.measured
 
 
+def test_max_drop_with_the_guard_and_a_limit_of_time(monkeypatch):
+    machine = Machine(monkeypatch)
+
+    def evaluate(model):
+        with torch.no_grad():
+            return -float((model(X) - NET(X)).square().sum() / NET(X).square().sum())
+
+    for further in ({"guard": True}, {}):
+        limit = {} if further else {"latency": 0.8}
+        target = Budget(max_drop=0.3, **limit)
+        result = tenfold.compress(NET, target, example=X, methods=METHODS, evaluate=evaluate, **further)
+        assert result.report.metric.small >= -0.3
+        assert result.plan.steps
+        assert machine.network(result.model) <= limit.get("latency", 1.0) * machine.network(NET)
+        assert result.report.timed.measured < 1
+    Machine(monkeypatch, strain=9.0)
+    with pytest.warns(tenfold.TenfoldWarning, match=r"takes [\d.]+ of the dense time, 1.000 was asked"):
+        tenfold.compress(NET, Budget(max_drop=0.3), example=X, methods=METHODS, evaluate=evaluate, guard=True)
+
+
 def test_ranks_that_the_machine_likes_are_found(monkeypatch):
     """A machine that takes channels by sixteens: it takes 17 as long as 32, so what is chosen is a multiple."""
 
@@ -246,8 +266,6 @@ def test_what_cannot_be_is_refused():
         tenfold.plan(NET, tenfold.Energy(0.9), example=X, guard=True)
     with pytest.raises(TenfoldError, match="FilterPruning does not know times yet"):
         tenfold.plan(NET, Budget(latency=0.5), example=X, methods=[FilterPruning()])
-    with pytest.raises(TenfoldError, match="max_drop does not go with times yet"):
-        tenfold.plan(NET, Budget(max_drop=0.5), example=X, guard=True, evaluate=lambda _: 1.0)
 
 
 @pytest.mark.parametrize("name", AWKWARD)

@@ -1,6 +1,7 @@
 """The budget: one global choice over every layer, method and rank."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tenfold._allocate import Option, UnreachableError, allocate, worthwhile
 from tenfold._candidates import Ladder, Options, Target
 from tenfold._cost import LIMITED, PARAMS
-from tenfold._errors import TenfoldError
+from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._judge import Judge, Trial
 from tenfold._plan import Step
 from tenfold._pruning import Pruning
@@ -111,9 +112,9 @@ class Budget(Target):
 
     def _timed(self, options: Options) -> list[Step]:
         """The steps whose network, timed as a whole, keeps the limits; what the sum of parts got wrong is corrected."""
-        _refuse_with_times(options, self.max_drop)
+        _refuse_with_times(options)
         clock, limits, best = Clock(options), dict[str, float](self.limits(options)), None
-        most = min(self.latency or 1.0, (self.latency_ms or np.inf) / clock.dense_ms)
+        most = self._time_share(clock)
         asked, faster = most, _FASTER
         for trial in range(_TRIALS):
             try:
@@ -185,27 +186,48 @@ class Budget(Target):
     def searched(self, options: Options, judge: Judge) -> list[Step]:
         if self.max_drop is None:
             return self.steps(options)
-        if self.is_timed or options.guard:
-            _refuse_with_times(options, self.max_drop)
+        clock = Clock(options) if self.is_timed or options.guard else None
         limits, most, drop = self.limits(options), options.dense.params, 0.0
+        if clock is not None:
+            _refuse_with_times(options)
+            limits |= {"ns": int(self._time_share(clock) * clock.dense_ms * 1e6)} if self.is_timed else {}
+
+        def within(limits: Mapping[str, int]) -> list[Step]:
+            return self._within(options, limits) if clock is None else self._settled(options, clock, limits, _FASTER)
+
         best: list[Step] = []
         if limits:
-            best = self._within(options, limits)
+            best = within(limits)
             most, drop = self._allowed(judge(options.ordered(best)))
-        least = self._fewest(options, limits or {"params": 2 * most})
+        offer = Offer.of(options) if clock is None else Offer.timed(options, clock, _FASTER)
+        least = self._fewest(options, offer, limits or {"params": 2 * most})
 
         def at(params: int) -> list[Step]:
-            return self._within(options, {**limits, "params": params})
+            return within({**limits, "params": params})
 
         found = smallest(lambda size: -judge(options.ordered(at(size))).change, least, most, drop, self.max_drop)
         best = best if found is None else at(found)
         judge.warn(options.ordered(best), self.max_drop)
+        if clock is not None:
+            self._warn_if_slow(clock, best)
         return best
 
-    def _fewest(self, options: Options, limits: Mapping[str, int]) -> int:
+    def _time_share(self, clock: Clock) -> float:
+        return min(self.latency or 1.0, (self.latency_ms or np.inf) / clock.dense_ms)
+
+    def _warn_if_slow(self, clock: Clock, steps: Sequence[Step]) -> None:
+        """Of a network that a metric chose, time is not corrected any more."""
+        measured, most = clock.network(steps).measured, self._time_share(clock)
+        if measured is not None and measured > most + _NOISE:
+            text = (
+                f"the network takes {measured:.3f} of the dense time, {most:.3f} was asked; give its size as a limit."
+            )
+            warnings.warn(text, TenfoldWarning, stacklevel=4)
+
+    def _fewest(self, options: Options, offer: "Offer", limits: Mapping[str, int]) -> int:
         if options.pruning is not None and not options.candidates:
             return options.dense.params + int(options.pruning.least[PARAMS])
-        fewest = chosen(Offer.of(options), limits, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
+        fewest = chosen(offer, limits, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
         return int(options.predicted(fewest.steps)[PARAMS])
 
     def _allowed(self, trial: Trial) -> tuple[int, float]:
@@ -295,11 +317,9 @@ def pooled(ladders: Iterable[Ladder]) -> list[Pool]:
     return [pool for group in groups.values() if len((pool := Pool(group)).errors)]
 
 
-def _refuse_with_times(options: Options, max_drop: float | None) -> None:
+def _refuse_with_times(options: Options) -> None:
     if options.pruning is not None:
         raise TenfoldError("FilterPruning does not know times yet; leave it out, or the guard and the limit of time.")
-    if max_drop is not None:
-        raise TenfoldError("max_drop does not go with times yet; find the size first, then give it with the guard.")
 
 
 def _nothing(room: Sequence[int]) -> list[int]:
