@@ -337,6 +337,35 @@ def test_real_times_plan_a_real_network(engine):
     assert NET.training == before[2]
 
 
+class Positions(nn.Module):
+    """Looks up places that its state dict leaves out: drawn at random, they would lie outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(6, 96), nn.Linear(96, 384), nn.Linear(384, 96)
+        self.register_buffer("places", torch.arange(6), persistent=False)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x + self.embed(self.places))))
+
+
+def test_networks_that_look_up_places():
+    net, x = randomised(Positions()), images(2, 6, 96)
+    found = tenfold.options(net, example=x, methods=[SVD()])
+    timed = _timed.Clock(found).network(found.plan(Budget(params=0.6)).steps)
+    assert timed.small_ms > 0
+
+
+def test_reasons_are_those_of_the_last_plan(monkeypatch):
+    Machine(monkeypatch, each=1.0)
+    found = tenfold.options(NET, example=X, methods=METHODS)
+    with pytest.raises(TenfoldError):
+        found.plan(Budget(latency=0.5))
+    assert "no option is measurably faster than it is" in found.slow.values()
+    reasons = found.left_dense(found.plan(Budget(params=0.6)))
+    assert "no option is measurably faster than it is" not in reasons.values()
+
+
 def test_channels_last_stays(tmp_path):
     model = copy.deepcopy(NET).to(memory_format=torch.channels_last)
     plan = tenfold.plan(model, Budget(params=0.6), example=X, methods=[SpatialSVD(), Tucker()])

@@ -124,7 +124,7 @@ class Budget(Target):
                 if not trial:
                     raise
                 break  # the parts cannot be as much faster as the whole would need
-            if not clock.is_here:
+            if not (clock.is_here and steps):
                 return steps
             found = clock.network(steps)
             assert found.measured is not None, "this machine measures"

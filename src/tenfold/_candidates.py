@@ -118,6 +118,7 @@ class Options:
             TenfoldError: if the target cannot be reached, with the least that could be.
         """
         check_evaluate(target, evaluate)
+        self.slow.clear()
         if self.pruning is not None and not target.prunes:
             what = f"{type(target).__name__} cannot decide how many filters stay"
             raise TenfoldError(f"{what}; use Budget, or leave FilterPruning out.")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tenfold._apply import skeleton
 from tenfold._candidates import Candidate, Ladder, Options
@@ -152,9 +152,9 @@ class Clock:
         dense = self.options.model
         new, device = skeleton(dense, Plan(steps)), device_of(dense)
         materialise(new, device)
-        known, generator = dense.state_dict(keep_vars=True), torch.Generator(device).manual_seed(0)
+        known, generator = _tensors(dense), torch.Generator(device).manual_seed(0)
         with torch.no_grad():
-            for name, tensor in new.state_dict(keep_vars=True).items():
+            for name, tensor in _tensors(new).items():
                 same = known.get(name)
                 if same is not None and same.shape == tensor.shape:
                     tensor.copy_(same)
@@ -206,6 +206,11 @@ class Clock:
         layers = [self.options.graph.layers[name] for name in names]
         weight: Any = layers[0].module.weight
         return Piece(tuple(modules), tuple(layer.calls for layer in layers), weight)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, with those that state dicts leave out: positions that are looked up, for instance."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _liked(rank: Rank) -> list[Rank]:
