@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -320,6 +321,19 @@ def test_engines_run_the_model(engine):
     assert torch.allclose(found, NET(X), atol=1e-5)
     layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")  # which is not written by hand
     assert len(layer_runner(engine, layer, X)()) == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_every_layer_is_compiled():
+    """More than eight of them too, each of which runs what was compiled for it."""
+    counted = torch._dynamo.utils.counters
+    before = counted["stats"]["unique_graphs"]
+    layers = [nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 3)) for width in range(1, 13)]
+    x = images(2, 5)
+    runs = [layer_runner("compile", layer, x) for layer in layers]
+    for layer, run in zip(layers, runs, strict=True):
+        assert torch.allclose(run(), layer(x), atol=1e-5)
+    assert counted["stats"]["unique_graphs"] - before == len(layers)
 
 
 @pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
