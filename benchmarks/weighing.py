@@ -25,7 +25,7 @@ from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import drawn_images
 from benchmarks._nets import trained
 from tenfold import _demo
-from tenfold._budget import Pool, chosen, pooled
+from tenfold._choice import Offer, Pool, chosen, pooled
 from tenfold.methods import CP, SVD, Method, SpatialSVD
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ class Weighed(tenfold.Target):
             assert pool.moves is not None
             return SUMS[self.how](pool.errors[:, 0], float(pool.moves[0]), self.measured[pool.layers])
 
-        return chosen(options, {"params": int(self.share * options.dense.params)}, price)
+        return chosen(Offer.of(options), {"params": int(self.share * options.dense.params)}, price).steps
 
 
 class Row(BaseModel):

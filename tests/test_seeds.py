@@ -1,7 +1,11 @@
 """The seed benchmarks' networks: the published counts, and their layers, written from the papers, as oracles."""
 
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
+from benchmarks import weighing
 from benchmarks._fresh import fresh
 from benchmarks._images import Images
 from benchmarks._nets import NETS
@@ -15,6 +19,7 @@ from nets import images, small_cnn
 
 import tenfold
 from tenfold._apply import skeleton
+from tenfold.methods import SVD
 from tenfold.train import Recipe
 
 
@@ -146,3 +151,23 @@ def test_the_page_of_the_structure_seed():
     line = next(line for line in page([row]).splitlines() if "| asfp |" in line)
     cells = "| 50 % | asfp | 0.490 | 0.510 | 0.80 | 86.00 | 86.00 | 87.50 | -0.50 (-0.90 to -0.10) | -1.00 "
     assert line == cells + "(-1.40 to -0.60) |"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "benchmarks").rglob("[a-z]*.py")), ids=str)
+def test_every_benchmark_can_be_imported(path):
+    if path.stem == "decompositions":
+        pytest.importorskip("tensorly")
+    if "plots" in path.stem or path.stem == "methods":
+        pytest.importorskip("matplotlib")
+    import_module(".".join(path.with_suffix("").parts[path.parts.index("benchmarks") :]))
+
+
+@pytest.mark.parametrize("how", list(weighing.SUMS))
+def test_sums_of_errors_choose_within_the_budget(how):
+    net, x = small_cnn(), images(1, 3, 16, 16)
+    told = tenfold.calibrate(net, [images(32, 3, 16, 16)])
+    found = tenfold.options(net, example=x, statistics=told, methods=[SVD()])
+    measured = {ladder.candidate.site.layers: 0.5 for ladder in found.ladders}
+    plan = found.plan(weighing.Weighed(0.6, how, measured))
+    assert plan.steps
+    assert found.predicted(plan.steps)[0] <= 0.6 * found.dense.params

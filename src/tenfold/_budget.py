@@ -2,17 +2,17 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tenfold._allocate import Option, UnreachableError, allocate, worthwhile
-from tenfold._candidates import Ladder, Options, Target
+from tenfold._candidates import Options, Target
+from tenfold._choice import UNITS, Choice, Offer, chosen, unreachable
 from tenfold._cost import LIMITED, PARAMS
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._judge import Judge, Trial
@@ -29,7 +29,6 @@ _NOISE = 0.03  # of the dense time
 _NEAR = 0.94  # of a limit of time, that is used well enough
 _STEP = 0.01  # of a limit of time: the least correction of what exceeds it
 _TRIALS = 5
-_UNITS = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Budget(Target):
             return self._factorised(Offer.of(options), limits).steps
         return self._pruned_first(options, options.pruning, limits)
 
-    def _factorised(self, offer: "Offer", limits: Mapping[str, float]) -> "Choice":
+    def _factorised(self, offer: Offer, limits: Mapping[str, float]) -> Choice:
         return chosen(offer, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
 
     def _timed(self, options: Options) -> list[Step]:
@@ -176,9 +175,7 @@ class Budget(Target):
         price = sum(float(price[count]) for price, count in zip(prices, gone, strict=True)) + rest.price
         return [*removals, *rest.steps] if alone is None or price < alone.price else alone.steps
 
-    def _last_price(
-        self, options: Options, limits: Mapping[str, int], room: Mapping[str, int], alone: "Choice"
-    ) -> float:
+    def _last_price(self, options: Options, limits: Mapping[str, int], room: Mapping[str, int], alone: Choice) -> float:
         """What the last of the savings costs, for all of them."""
         wider = {name: limit - _MARGIN * min(room[name], 0) for name, limit in limits.items()}
         return (alone.price - self._factorised(Offer.of(options), wider).price) / (_MARGIN * len(limits))
@@ -224,7 +221,7 @@ class Budget(Target):
             )
             warnings.warn(text, TenfoldWarning, stacklevel=4)
 
-    def _fewest(self, options: Options, offer: "Offer", limits: Mapping[str, int]) -> int:
+    def _fewest(self, options: Options, offer: Offer, limits: Mapping[str, int]) -> int:
         if options.pruning is not None and not options.candidates:
             return options.dense.params + int(options.pruning.least[PARAMS])
         fewest = chosen(offer, limits, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
@@ -241,106 +238,9 @@ class Budget(Target):
         return trial.params, -trial.change
 
 
-class Offer(NamedTuple):
-    """The options to choose from, and what the dense network costs in all that may be limited."""
-
-    ladders: list[Ladder]
-    dense: dict[str, int]
-
-    @classmethod
-    def of(cls, options: Options) -> "Offer":
-        """All that cost less than dense."""
-        dense = {name: getattr(options.dense, name) for name in LIMITED}
-        return cls([ladder.cheaper() for ladder in options.ladders], dense)
-
-    @classmethod
-    def timed(cls, options: Options, clock: Clock, faster: float) -> "Offer":
-        """Those that take at most the share `faster` of the dense layer's time as well."""
-        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": int(clock.dense_ms * 1e6)})
-
-
-class Choice(NamedTuple):
-    """Steps, and the sum of their prices."""
-
-    steps: list[Step]
-    price: float
-
-
-def chosen(offer: Offer, limits: Mapping[str, float], price: Callable[["Pool"], NDArray[np.float64]]) -> Choice:
-    """The steps within the limits whose summed price is least; a layer that stays dense has none."""
-    columns = [[*offer.dense].index(name) for name in limits]
-    dense = [offer.dense[name] for name in limits]
-    room = [int(limit) - cost for limit, cost in zip(limits.values(), dense, strict=True)]  # of change, so negative
-    ladders = offer.ladders
-    # Options closer to each other than this in cost are thinned out; hundreds of layers still fill the limit.
-    spacing = np.array([limit * 1e-3 for limit in limits.values()])
-    names = sorted({name for ladder in ladders for name in ladder.candidate.site.layers})
-    choices = [Option(frozenset([name]), (0,) * len(columns), 0.0) for name in names]
-    origins: list[tuple[Pool, int] | None] = [None] * len(choices)
-    for pool in pooled(ladders):
-        costs, prices = pool.costs[:, columns], price(pool)
-        for index in worthwhile(costs.astype(np.float64), prices, spacing):
-            change = tuple(int(cost) for cost in costs[index])
-            choices.append(Option(frozenset(pool.layers), change, float(prices[index])))
-            origins.append((pool, index))
-    try:
-        picks = allocate(choices, room) if choices else _nothing(room)
-    except UnreachableError as error:
-        raise unreachable(limits, dense, error.least) from None
-    steps = [origin[0].step(origin[1]) for pick in picks if (origin := origins[pick]) is not None]
-    return Choice(steps, sum(choices[pick].error for pick in picks))
-
-
-class Pool:
-    """The options of all ladders for the same layers, in one table."""
-
-    def __init__(self, ladders: Sequence[Ladder]) -> None:
-        self.layers = ladders[0].candidate.site.layers
-        self.moves = ladders[0].moves
-        self.costs = np.concatenate([ladder.costs for ladder in ladders])
-        self.worst = np.concatenate([ladder.errors.max(1, initial=0) for ladder in ladders])  # of any of the layers
-        self.errors = np.concatenate([ladder.errors for ladder in ladders])
-        self._ladders = ladders
-        self._starts = np.cumsum([0] + [len(ladder.errors) for ladder in ladders])
-
-    def step(self, index: int) -> Step:
-        """One option, as a step of a plan."""
-        which = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._ladders[which].step(index - int(self._starts[which]))
-
-
-def pooled(ladders: Iterable[Ladder]) -> list[Pool]:
-    """The options of each set of layers, where there are any."""
-    groups: dict[tuple[str, ...], list[Ladder]] = {}
-    for ladder in ladders:
-        groups.setdefault(ladder.candidate.site.layers, []).append(ladder)
-    return [pool for group in groups.values() if len((pool := Pool(group)).errors)]
-
-
 def _refuse_with_times(options: Options) -> None:
     if options.pruning is not None:
         raise TenfoldError("FilterPruning does not know times yet; leave it out, or the guard and the limit of time.")
-
-
-def _nothing(room: Sequence[int]) -> list[int]:
-    if min(room) < 0:
-        raise UnreachableError((0,) * len(room))
-    return []
-
-
-def unreachable(limits: Mapping[str, float], dense: Sequence[int], least: Sequence[int]) -> TenfoldError:
-    """The refusal of limits, with the least that could be reached."""
-    asked = " and ".join(_amount(name, limit) for name, limit in limits.items())
-    reached = [_amount(name, cost + change) for name, cost, change in zip(limits, dense, least, strict=True)]
-    whole = " and ".join(_amount(name, cost).partition(" ")[0] for name, cost in zip(limits, dense, strict=True))
-    return TenfoldError(
-        f"the budget is {asked}; these methods reach {' and '.join(reached)} at least (dense: {whole}). "
-        "Raise it, add a method, or unfreeze a layer."
-    )
-
-
-def _amount(name: str, number: float) -> str:
-    return f"{number / 1e6:.4g} milliseconds" if name == "ns" else f"{int(number):,} {_UNITS[name]}"
 
 
 def _check_limit(name: str, limit: Any) -> None:
@@ -350,5 +250,5 @@ def _check_limit(name: str, limit: Any) -> None:
         return
     raise TenfoldError(
         f"Budget({name}={limit!r}): a limit is a float in (0, 1], a share of the dense model, or a whole number "
-        f"above 0 of {_UNITS[name]}."
+        f"above 0 of {UNITS[name]}."
     )

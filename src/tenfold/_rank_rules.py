@@ -11,8 +11,9 @@ from torch import nn
 
 from tenfold._allocate import Option, allocate
 from tenfold._apply import apply
-from tenfold._budget import Budget, Pool, pooled, unreachable
+from tenfold._budget import Budget
 from tenfold._candidates import Candidate, Options, Target, cheaper
+from tenfold._choice import Pool, pooled, unreachable
 from tenfold._cost import LIMITED, PARAMS
 from tenfold._errors import TenfoldError
 from tenfold._linalg import evbmf_rank, spectrum
