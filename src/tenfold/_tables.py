@@ -126,7 +126,8 @@ def report_table(report: Report, metric: str = "metric") -> Table:
     ):
         before, after = getattr(dense, name), getattr(small, name)
         table.add_row(unit, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.3f}")
-    if dense.milliseconds and small.milliseconds:
+    measured = report.timed is not None and report.timed.small_ms is not None  # beside each other, in the asked engine
+    if dense.milliseconds and small.milliseconds and not measured:
         ratio = small.milliseconds / dense.milliseconds
         table.add_row("milliseconds", f"{dense.milliseconds:.2f}", f"{small.milliseconds:.2f}", f"{ratio:.3f}")
     if report.timed:
