@@ -20,6 +20,15 @@ def calibration(data: str, seed: int) -> list[Tensor]:
     return [inputs for inputs, _ in drawn_images(data, "train", IMAGES, seed).batches(BATCH)]
 
 
+def bisected(fits: Callable[[float], bool], low: float, steps: int) -> float:
+    """The largest number from `low` to 1 that fits, found in so many halvings."""
+    high = 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
 def planned(
     path: Path,
     dense: Callable[[], nn.Module],

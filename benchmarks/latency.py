@@ -20,6 +20,7 @@ from torch import nn
 
 import tenfold
 from benchmarks import _rows
+from benchmarks._compress import bisected
 from benchmarks._zoo import randomised
 from tenfold._engines import Engine
 from tenfold._timed import Clock
@@ -147,12 +148,14 @@ def planned(job: Job, found: tenfold.Options) -> tenfold.Plan:
 def uniform(found: tenfold.Options, share: float) -> tenfold.Plan:
     """Tucker at the largest share of every layer's rank that keeps the multiply-adds, as people usually do."""
     tucker = tenfold.options(found.model, example=found.example, methods=[Tucker()], engine=found.engine)
-    low, high = 0.0, 1.0
-    for _ in range(10):
-        middle = (low + high) / 2
-        macs = tucker.predicted(tucker.plan(tenfold.Ranks(share=middle)).steps)[1]
-        low, high = (middle, high) if macs <= share * found.dense.macs else (low, middle)
-    return tucker.plan(tenfold.Ranks(share=low))
+
+    def plan(rank: float) -> tenfold.Plan:
+        return tucker.plan(tenfold.Ranks(share=rank))
+
+    def fits(rank: float) -> bool:
+        return tucker.predicted(plan(rank).steps)[1] <= share * found.dense.macs
+
+    return plan(bisected(fits, 0.0, 10))
 
 
 @cache

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 import tenfold
 from benchmarks import _rows
 from benchmarks._compress import IMAGES as CALIBRATION_IMAGES
-from benchmarks._compress import calibration
+from benchmarks._compress import bisected, calibration
 from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
@@ -102,11 +102,7 @@ def within(found: tenfold.Options, params: float, rule: Callable[[float], tenfol
     def fits(number: float) -> bool:
         return found.predicted(plan(number).steps)[0] <= params * found.dense.params
 
-    low, high = 1e-6, 1.0
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return plan(low)
+    return plan(bisected(fits, 1e-6, 12))
 
 
 def greedy(found: tenfold.Options, params: float) -> tenfold.Plan:

@@ -10,7 +10,6 @@ file of their own and no page. `--sparsity` tries another strength on training i
 
 import argparse
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 import tenfold
 from benchmarks import _rows
-from benchmarks._compress import applied, calibration, planned
+from benchmarks._compress import applied, bisected, calibration, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
@@ -140,7 +139,7 @@ def cut(job: Job, runs: Path) -> nn.Module:
     def fits(share: float) -> bool:
         return sum(p.numel() for p in skeleton(dense, at(share)[1]).parameters()) <= most
 
-    small, found = at(bisected(fits))
+    small, found = at(bisected(fits, 1e-3, 10))
     _rows.replace_text(_plan_of(job, runs), found.dumps())
     return small
 
@@ -170,16 +169,10 @@ def uniform(dense: nn.Module, example: Tensor, params: float) -> tenfold.Plan:
     def at(share: float) -> tenfold.Plan:
         return found.plan(tenfold.Ranks(share=share))
 
-    return at(bisected(lambda share: found.predicted(at(share).steps)[0] <= params * found.dense.params))
+    def fits(share: float) -> bool:
+        return found.predicted(at(share).steps)[0] <= params * found.dense.params
 
-
-def bisected(fits: Callable[[float], bool]) -> float:
-    """The largest number up to 1 that fits, to a thousandth."""
-    low, high = 1e-3, 1.0
-    for _ in range(10):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return at(bisected(fits, 1e-3, 10))
 
 
 def fitted(job: Job, small: nn.Module, dense: nn.Module, stage: Stage, folder: Path, *hooks: Hooks) -> Finetuned:
