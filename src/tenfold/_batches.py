@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from tenfold._errors import TenfoldError
+from tenfold._errors import TenfoldError, first_line
 from tenfold._sources import imported, named
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of each channel
@@ -105,7 +105,7 @@ def _open(kind: str, where: str) -> Any:
     try:
         return datasets.load_dataset(kind, split="train", **source)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise TenfoldError(f"{kind}:{where} cannot be read: {str(error).splitlines()[0]}") from None
+        raise TenfoldError(f"{kind}:{where} cannot be read: {first_line(error)}") from None
 
 
 def _columns(features: Any) -> tuple[str, str | None]:

@@ -26,10 +26,15 @@ class Inputs(NamedTuple):
         """The shapes, for messages: `1x3x32x32 float32`."""
         shapes = [
             f"{'x'.join(map(str, leaf.shape)) or 'scalar'} {str(leaf.dtype).removeprefix('torch.')}"
-            for leaf in pytree.tree_leaves((self.args, self.kwargs))
-            if isinstance(leaf, Tensor)
+            for leaf in tensors(self)
         ]
         return ", ".join(shapes) or "no tensor"
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """All tensors of inputs, without the target, or of any structure."""
+    tree = (tree.args, tree.kwargs) if isinstance(tree, Inputs) else tree
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def example_inputs(example: Any) -> Inputs:

@@ -1,6 +1,5 @@
 """Engines: what runs a network, made ready to be run again and again."""
 
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,9 +9,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from tenfold._data import Inputs
+from tenfold._data import Inputs, tensors
 from tenfold._errors import TenfoldError
 from tenfold._onnx_layers import layers_as_onnx, model_as_onnx
 from tenfold._run import device_of
@@ -32,6 +30,8 @@ def check_engine(name: str) -> Engine:
 
 def runner(engine: Engine, model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
     """What runs a model in eval mode on these inputs, compiled or loaded already, with as many threads as torch has.
+
+    The model is the caller's to give away: its mode and device may change.
 
     Raises:
         TenfoldError: if the engine is not installed, or cannot take the model.
@@ -71,17 +71,16 @@ def layer_runner(engine: Engine, layer: nn.Module, given: Tensor) -> Callable[[]
 def _in_onnxruntime(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings(action="ignore"):
         path = Path(folder) / "model.onnx"
-        model_as_onnx(copy.deepcopy(model).cpu(), inputs, path)
-        return _session(path, pytree.tree_leaves((inputs.args, inputs.kwargs)))
+        model_as_onnx(model.cpu(), inputs, path)
+        return _session(path, tensors(inputs))
 
 
-def _session(model: bytes | Path, given: Sequence[Any]) -> Callable[[], Any]:
+def _session(model: bytes | Path, given: Sequence[Tensor]) -> Callable[[], Any]:
     onnxruntime = imported("onnxruntime", "timing in ONNX Runtime (pip install tenfold[export])")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = torch.get_num_threads(), 1
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
-    arrays = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), tensors, strict=True)}
+    arrays = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), given, strict=True)}
 
     def run() -> Any:
         return session.run(None, arrays)

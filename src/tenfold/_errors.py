@@ -7,3 +7,8 @@ class TenfoldError(ValueError):
 
 class TenfoldWarning(UserWarning):
     """The result stands, but something about it should be known."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its class if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from tenfold._data import Inputs, example_inputs
-from tenfold._errors import TenfoldError
+from tenfold._data import Inputs, example_inputs, tensors
+from tenfold._errors import TenfoldError, first_line
 from tenfold._folding import fold_norms
+from tenfold._onnx_layers import write_onnx
 from tenfold._plan import Record
 from tenfold._run import forward, undisturbed, unwrapped
 
@@ -110,7 +110,7 @@ def _lean(model: nn.Module, inputs: Inputs, shapes: Any) -> tuple[ExportedProgra
         folded = fold_norms(lean, program)
         return (exported(lean) if folded else program), folded
     except Exception as error:
-        raise TenfoldError(f"torch.export cannot export this model: {_first_line(error)}") from error
+        raise TenfoldError(f"torch.export cannot export this model: {first_line(error)}") from error
 
 
 def _onnx(program: ExportedProgram, path: Path) -> Run:
@@ -120,25 +120,17 @@ def _onnx(program: ExportedProgram, path: Path) -> Run:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise TenfoldError(f"ONNX export needs {error.name}; pip install tenfold[export].") from None
-    try:
-        with warnings.catch_warnings():  # the exporter's own copies of its data warn of torch's own changes
-            warnings.simplefilter("ignore", FutureWarning)
-            torch.onnx.export(program, dynamo=True, verbose=False).save(path)  # type: ignore[union-attr]
-    except torch.onnx.errors.OnnxExporterError as error:
-        cause: BaseException = error  # what the exporter says itself is advice, with the cause further down
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise TenfoldError(f"torch.onnx cannot export this model: {_first_line(cause)}") from error
+    write_onnx(program, path)
     _forget_shapes_of_weights(onnx, path)
     try:
         onnx.checker.check_model(path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # both raise errors of their own kinds
-        raise TenfoldError(f"torch.onnx made a file of this model that is not valid: {_first_line(error)}") from error
+        raise TenfoldError(f"torch.onnx made a file of this model that is not valid: {first_line(error)}") from error
     names = [put.name for put in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[Tensor]:
-        arrays = [tensor.numpy() for tensor in _tensors(inputs)]
+        arrays = [tensor.numpy() for tensor in tensors(inputs)]
         return [torch.from_numpy(array) for array in session.run(None, dict(zip(names, arrays, strict=True)))]
 
     return run
@@ -157,7 +149,7 @@ def _forget_shapes_of_weights(onnx: Any, path: Path) -> None:
 def _pt2(program: ExportedProgram, path: Path) -> Run:
     torch.export.save(program, path)
     loaded = torch.export.load(path).module()
-    return lambda inputs: _tensors(loaded(*inputs.args, **inputs.kwargs))
+    return lambda inputs: tensors(loaded(*inputs.args, **inputs.kwargs))
 
 
 def load_pt2(path: Path) -> nn.Module:
@@ -171,7 +163,7 @@ def load_pt2(path: Path) -> nn.Module:
             _refuse_pickles(archive)
         return torch.export.load(path).module()
     except Exception as error:
-        raise TenfoldError(f"{path} cannot be loaded: {_first_line(error)}") from error
+        raise TenfoldError(f"{path} cannot be loaded: {first_line(error)}") from error
 
 
 def _refuse_pickles(archive: zipfile.ZipFile) -> None:
@@ -191,7 +183,7 @@ def _refuse_pickles(archive: zipfile.ZipFile) -> None:
 def _compared(model: nn.Module, run: Run, trials: Iterable[Inputs]) -> tuple[float, float]:
     relative, worst = 0.0, 0.0
     for inputs in trials:
-        expected, found = _tensors(forward(model, inputs)), run(inputs)
+        expected, found = tensors(forward(model, inputs)), run(inputs)
         if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
             raise TenfoldError("the exported file gives outputs of other shapes than the model.")
         for before, after in zip(expected, found, strict=True):
@@ -212,7 +204,7 @@ def _takes(run: Run, inputs: Inputs) -> bool:
     try:
         run(inputs)
     except Exception as error:  # noqa: BLE001  every runtime has classes of its own for this
-        _log.info("the batch size is fixed in the file: %s", _first_line(error))
+        _log.info("the batch size is fixed in the file: %s", first_line(error))
         return False
     return True
 
@@ -230,8 +222,8 @@ def _resized(inputs: Inputs, size: int) -> Inputs:
 
 def _with_batch(inputs: Inputs) -> list[Tensor]:
     """The tensors whose first dimension is the batch: as long as that of the first tensor."""
-    tensors = [tensor for tensor in _tensors(inputs) if tensor.dim()]
-    return [tensor for tensor in tensors if len(tensor) == len(tensors[0])]
+    found = [tensor for tensor in tensors(inputs) if tensor.dim()]
+    return [tensor for tensor in found if len(tensor) == len(found[0])]
 
 
 def _random(inputs: Inputs) -> Inputs:
@@ -244,12 +236,3 @@ def _random(inputs: Inputs) -> Inputs:
         return (values * leaf.double().std() + leaf.double().mean()).to(leaf.dtype)
 
     return pytree.tree_map(drawn, inputs)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    tree = (tree.args, tree.kwargs) if isinstance(tree, Inputs) else tree
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,17 +6,15 @@ import json
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from tenfold import _latency, _on_target
 from tenfold._candidates import Options
-from tenfold._data import example_inputs
+from tenfold._data import example_inputs, tensors
 from tenfold._errors import TenfoldError
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED
 from tenfold._onnx_layers import layers_as_onnx, model_as_onnx
@@ -110,9 +108,5 @@ def _whole(kit: zipfile.ZipFile, options: Options) -> dict[str, Any]:
         else:
             torch.export.save(torch.export.export(model, inputs.args, inputs.kwargs), path)
         kit.write(path, name)
-    shapes = [[tuple(t.shape), str(t.dtype).removeprefix("torch.")] for t in _tensors((inputs.args, inputs.kwargs))]
+    shapes = [[tuple(t.shape), str(t.dtype).removeprefix("torch.")] for t in tensors(inputs)]
     return {"key": "whole", "file": name, "inputs": shapes}
-
-
-def _tensors(tree: Any) -> Iterable[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,14 +1,16 @@
 """Layers as ONNX models, written out by hand: hundreds of them are timed, and an exporter takes a second for each."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from tenfold._data import Inputs
-from tenfold._errors import TenfoldError
+from tenfold._errors import TenfoldError, first_line
 from tenfold._factored import Factored, Sum
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED
 from tenfold._sources import imported
@@ -24,11 +26,27 @@ def model_as_onnx(model: nn.Module, inputs: Inputs, path: Path) -> None:
     """
     imported("onnxscript", "timing in ONNX Runtime (pip install tenfold[export])")
     try:
-        program = torch.export.export(model, inputs.args, inputs.kwargs)
-        torch.onnx.export(program, dynamo=True, verbose=False).save(path)  # type: ignore[union-attr]
-    except Exception as error:  # of torch.export and of the exporter, each of its own kind
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TenfoldError(f"the model cannot be exported, so ONNX Runtime cannot be timed: {reason}") from error
+        write_onnx(torch.export.export(model, inputs.args, inputs.kwargs), path)
+    except Exception as error:  # of torch.export, each of its own kind
+        text = f"the model cannot be exported, so ONNX Runtime cannot be timed: {first_line(error)}"
+        raise TenfoldError(text) from error
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write an exported program by torch's exporter.
+
+    Raises:
+        TenfoldError: if it cannot be written.
+    """
+    try:
+        with warnings.catch_warnings():  # the exporter's own copies of its data warn of torch's own changes
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.onnx.export(program, dynamo=True, verbose=False).save(path)  # type: ignore[union-attr]
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause: BaseException = error  # what the exporter says itself is advice, with the cause further down
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise TenfoldError(f"torch.onnx cannot export this model: {first_line(cause)}") from error
 
 
 def layers_as_onnx(module: nn.Module, shape: tuple[int, ...], *, constant: bool = False) -> bytes | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tenfold._errors import TenfoldError
+from tenfold._errors import TenfoldError, first_line
 
 
 def build_model(reference: str) -> nn.Module:
@@ -69,7 +69,7 @@ def _transformers(config: str) -> Any:
         settings = transformers.AutoConfig.from_pretrained(config, local_files_only=True)
     except (OSError, ValueError) as error:
         raise TenfoldError(
-            f"{config} is no transformers configuration (a config.json or its folder): {str(error).splitlines()[0]}"
+            f"{config} is no transformers configuration (a config.json or its folder): {first_line(error)}"
         ) from None
     architecture = getattr(transformers, (settings.architectures or ["AutoModel"])[0], transformers.AutoModel)
     if hasattr(architecture, "from_config"):

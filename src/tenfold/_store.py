@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tenfold._apply import skeleton
-from tenfold._errors import TenfoldError
+from tenfold._errors import TenfoldError, first_line
 from tenfold._export import load_pt2
 from tenfold._layers import stores_channels_last
 from tenfold._plan import Plan, Record
@@ -116,7 +116,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  torch.load raises another class for each kind of damage
         raise TenfoldError(
-            f"{path} cannot be read as plain weights: {str(error).strip().splitlines()[0]} "
+            f"{path} cannot be read as plain weights: {first_line(error)} "
             "Save the state dict alone: torch.save(model.state_dict(), path)."
         ) from None
     for key in ("state_dict", "model"):
