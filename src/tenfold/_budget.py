@@ -117,7 +117,7 @@ class Budget(Target):
         asked, faster = most, _FASTER
         for trial in range(_TRIALS):
             try:
-                time = {"ns": asked * clock.dense_ms * 1e6} if most < 1 else {}
+                time = {"ns": clock.nanoseconds(asked)} if most < 1 else {}
                 steps = self._settled(options, clock, {**limits, **time}, faster)
             except TenfoldError:
                 if not trial:
@@ -187,7 +187,7 @@ class Budget(Target):
         limits, most, drop = self.limits(options), options.dense.params, 0.0
         if clock is not None:
             _refuse_with_times(options)
-            limits |= {"ns": int(self._time_share(clock) * clock.dense_ms * 1e6)} if self.is_timed else {}
+            limits |= {"ns": clock.nanoseconds(self._time_share(clock))} if self.is_timed else {}
 
         def within(limits: Mapping[str, int]) -> list[Step]:
             return self._within(options, limits) if clock is None else self._settled(options, clock, limits, _FASTER)

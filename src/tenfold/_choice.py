@@ -31,7 +31,7 @@ class Offer(NamedTuple):
     @classmethod
     def timed(cls, options: Options, clock: Clock, faster: float) -> "Offer":
         """Those that take at most the share `faster` of the dense layer's time as well."""
-        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": int(clock.dense_ms * 1e6)})
+        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": clock.nanoseconds()})
 
 
 class Choice(NamedTuple):

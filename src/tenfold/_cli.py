@@ -224,10 +224,8 @@ def plan(
         --params 0.5 --out plan.json
     """  # noqa: D301
     _use_threads(threads)
-    target, score = (
-        _target(params, macs, bytes_, energy, max_drop, latency, latency_ms),
-        named(evaluate) if evaluate else None,
-    )
+    target = _target(params, macs, bytes_, energy, max_drop, latency, latency_ms)
+    score = named(evaluate) if evaluate else None
     check_evaluate(target, score)
     net, inputs = _model(model, weights), _example(input, example)
     with _working(work, file):

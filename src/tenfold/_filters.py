@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs
+from tenfold._errors import first_line
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED, channels, groups
 from tenfold._plan import Link, Side
 from tenfold._run import device_of, forward, undisturbed, unwrapped
@@ -89,9 +90,13 @@ def mask(model: nn.Module, drops: Iterable[Drop]) -> None:
 
 def rows(link: Link, module: Any) -> list[Tensor]:
     """Views of what makes or scales the filters of a link in its module, one row a filter."""
+    return [link_rows(link, getattr(module, name).transpose(0, axis)) for name, axis in _tensors(module, link.side)]
+
+
+def link_rows(link: Link, tensor: Tensor) -> Tensor:
+    """Of what has a row for each channel of a module, a view of the rows of each filter: (filters, repeat, ...)."""
     end = link.offset + link.filters * link.repeat
-    whole = [getattr(module, name).transpose(0, axis) for name, axis in _tensors(module, link.side)]
-    return [tensor[link.offset : end].unflatten(0, (link.filters, link.repeat)) for tensor in whole]
+    return tensor[link.offset : end].unflatten(0, (link.filters, link.repeat))
 
 
 def removed(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:
@@ -182,7 +187,7 @@ def _difference(wide: nn.Module, inputs: Inputs, group: FilterGroup) -> str | No
         with undisturbed(wide):
             expected, found = (_outputs(make(wide, [(group, dropped)]), inputs) for make in (masked, removed))
     except (RuntimeError, ValueError) as error:  # shapes that no longer fit
-        return f"without some of its filters the network does not run: {str(error).splitlines()[0]}"
+        return f"without some of its filters the network does not run: {first_line(error)}"
     if [t.shape for t in expected] != [t.shape for t in found]:
         return "its channels are outputs of the network"
     scale = max((float(t.abs().max()) for t in expected), default=0.0)

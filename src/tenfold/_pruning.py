@@ -64,6 +64,11 @@ class Pruning:
         return {name for group in self.groups for name in group.producers}
 
     @cached_property
+    def sizes(self) -> Counts:
+        """How many filters each group has."""
+        return np.array([group.filters for group in self.groups], np.int64)
+
+    @cached_property
     def rankings(self) -> list[Ranking]:
         """The ranking of each group."""
         found = (producers(self.model, group, self.statistics) for group in track(self.groups, "filters"))
@@ -141,8 +146,7 @@ class Pruning:
         """
         columns = [LIMITED.index(name) for name in room]
         most = np.array(list(room.values()))
-        sizes = np.array([group.filters for group in self.groups], np.int64)
-        gone = np.zeros(len(sizes), np.int64)
+        sizes, gone = self.sizes, np.zeros(len(self.groups), np.int64)
         while ((now := self.change(gone)[columns]) > most).any():
             parts = np.minimum(np.maximum(1, sizes // _PARTS), sizes - 1 - gone)
             if not parts.any():
@@ -160,7 +164,7 @@ class Pruning:
     @property
     def least(self) -> Counts:
         """The change of cost where each group keeps one filter."""
-        return self.change(np.array([group.filters - 1 for group in self.groups], np.int64))
+        return self.change(self.sizes - 1)
 
     def steps(self, gone: Sequence[int] | Counts) -> list[Step]:
         """The steps that remove so many filters of each group; later ones count channels as the earlier leave them."""

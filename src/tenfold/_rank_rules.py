@@ -70,8 +70,7 @@ class Ranks(Target):
                 "Ranks decides how many filters stay by share only, and with FilterPruning as the only method; "
                 "use Budget for several, or add plans."
             )
-        filters = [group.filters for group in pruning.groups]
-        return pruning.steps([count - max(1, round(self.share * count)) for count in filters])
+        return pruning.steps([count - max(1, round(self.share * count)) for count in pruning.sizes.tolist()])
 
     def _rank(self, candidate: Candidate) -> Rank | None:
         full = candidate.method.full_rank(candidate.site)

@@ -75,7 +75,7 @@ def _take_over(model: nn.Module, link: Link, gone: Collection[int], statistics: 
     if metric is None or metric.inputs.shape[1] > 1:
         return
     weight_OK, moment_KK = matrices(layer).flatten(2)[0], metric.inputs[0, 0]
-    leaves = _positions(layer, gone)
+    leaves = _positions(layer, gone).to(layer.weight.device)
     to_rest = torch.linalg.solve(moment_KK[~leaves][:, ~leaves], moment_KK[~leaves][:, leaves])  # (S, G)
     new_OK = torch.zeros_like(weight_OK)
     new_OK[:, ~leaves] = weight_OK[:, ~leaves] + weight_OK[:, leaves] @ to_rest.mT
@@ -88,9 +88,13 @@ def _take_over(model: nn.Module, link: Link, gone: Collection[int], statistics: 
 
 def _positions(layer: Any, gone: Collection[int]) -> Tensor:
     """Which of the inputs times kernel positions belong to these inputs."""
-    marked = torch.zeros(channels(layer)[0], dtype=torch.bool, device=layer.weight.device)
-    marked[sorted(gone)] = True
-    return marked.repeat_interleave(kernels(layer)[0, 0, 0].numel())
+    return _marked(channels(layer)[0], gone).repeat_interleave(kernels(layer)[0, 0, 0].numel())
+
+
+def _marked(count: int, gone: Collection[int]) -> Tensor:
+    marks = torch.zeros(count, dtype=torch.bool)
+    marks[sorted(gone)] = True
+    return marks
 
 
 def _told_of_rest(model: nn.Module, group: FilterGroup, gone: Sequence[int], statistics: Statistics) -> Statistics:
@@ -106,7 +110,6 @@ def _told_of_rest(model: nn.Module, group: FilterGroup, gone: Sequence[int], sta
 
 def _told_without(told: LayerStatistics, layer: Any, link: Link, gone: Collection[int]) -> LayerStatistics | None:
     if link.side == "in":
-        return told.without_inputs(_positions(layer, gone).cpu())
-    mark = torch.zeros(link.width, dtype=torch.bool)
-    mark[sorted(gone)] = True
-    return told.without_outputs(mark) if link.side == "out" else told.without_groups(mark)
+        return told.without_inputs(_positions(layer, gone))
+    marks = _marked(link.width, gone)
+    return told.without_outputs(marks) if link.side == "out" else told.without_groups(marks)

@@ -1,7 +1,6 @@
 """What options and whole networks take in time: measured, interpolated between few ranks, and corrected."""
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,13 +18,12 @@ from tenfold._cost import LIMITED, PARAMS
 from tenfold._data import example_inputs
 from tenfold._engines import runner
 from tenfold._errors import TenfoldError
-from tenfold._factored import materialise
 from tenfold._latency import interleaved_ms
 from tenfold._method import Site
 from tenfold._plan import MethodSpec, Plan, Rank, Record, Step
 from tenfold._progress import track
 from tenfold._run import device_of
-from tenfold._times import Conditions, Piece, Profile, Times
+from tenfold._times import Conditions, Piece, Profile, Times, draw
 from tenfold.methods import find
 
 MACS = LIMITED.index("macs")
@@ -54,7 +52,7 @@ class Clock:
     """Times of a model's options, and of networks made of them, under the conditions of this process."""
 
     options: Options
-    _measured: defaultdict[tuple[tuple[str, ...], str], set[Rank]] = field(default_factory=lambda: defaultdict(set))
+    _asked: list[Step] = field(default_factory=list)  # to be measured besides those that every ladder starts with
 
     @cached_property
     def times(self) -> Times | Profile:
@@ -71,6 +69,10 @@ class Clock:
     def dense_ms(self) -> float:
         """The time of the whole dense network."""
         return self.times.whole_ms if isinstance(self.times, Profile) else self._compared(self.options.model)[0]
+
+    def nanoseconds(self, share: float = 1.0) -> int:
+        """A share of the time of the whole dense network, as costs are counted."""
+        return int(share * self.dense_ms * _NS)
 
     def pieces(self) -> Iterator[tuple[Piece, list[Piece]]]:
         """What has to be timed at first: of each candidate the dense layers, and options along its ladder."""
@@ -110,8 +112,7 @@ class Clock:
     def _interpolated_change(self, step: Step) -> float:
         """The time of a step less that of its dense layers, where it cannot be measured."""
         for ladder in self.options.ladders:
-            candidate = ladder.candidate
-            if candidate.site.layers == step.layers and MethodSpec.model_validate(candidate.method) == step.method:
+            if _is_of(step, ladder.candidate):
                 timed = self._with_times(ladder.cheaper())
                 place = (timed.ranks == np.array(step.rank)).all(1).argmax()
                 return float(timed.costs[place, -1]) / _NS
@@ -124,9 +125,9 @@ class Clock:
         """
         if not self.is_here:
             return False
-        new = [step for step in steps if step.rank not in self._measured[step.layers, step.method.model_dump_json()]]
+        new = [step for step in steps if step not in self._asked]
         for step in new:
-            self._measured[step.layers, step.method.model_dump_json()].update({step.rank, *_liked(step.rank)})
+            self._asked.extend(step.model_copy(update={"rank": rank}) for rank in (step.rank, *_liked(step.rank)))
         return bool(new)
 
     def network(self, steps: Sequence[Step], small: nn.Module | None = None) -> Timed:
@@ -150,16 +151,12 @@ class Clock:
 
     def _drawn(self, steps: Sequence[Step]) -> nn.Module:
         dense = self.options.model
-        new, device = skeleton(dense, Plan(steps)), device_of(dense)
-        materialise(new, device)
-        known, generator = _tensors(dense), torch.Generator(device).manual_seed(0)
+        new, known = skeleton(dense, Plan(steps)), _tensors(dense)
+        draw(new, torch.Generator(device_of(dense)).manual_seed(0))
         with torch.no_grad():
             for name, tensor in _tensors(new).items():
-                same = known.get(name)
-                if same is not None and same.shape == tensor.shape:
-                    tensor.copy_(same)
-                elif tensor.is_floating_point():
-                    tensor.uniform_(-0.1, 0.1, generator=generator)
+                if name in known and known[name].shape == tensor.shape:
+                    tensor.copy_(known[name])
         return new
 
     def _with_times(self, ladder: Ladder) -> Ladder:
@@ -183,9 +180,9 @@ class Clock:
 
     def _places(self, ladder: Ladder) -> list[int]:
         """Which options are measured, the cheapest first."""
-        size, candidate = _size(ladder), ladder.candidate
+        size = _size(ladder)
         spread = np.geomspace(max(size.min(), 1), max(size.max(), 1), _POINTS)
-        exact = self._measured[candidate.site.layers, MethodSpec.model_validate(candidate.method).model_dump_json()]
+        exact = {step.rank for step in self._asked if _is_of(step, ladder.candidate)}
         taken = {int(np.abs(size - wanted).argmin()) for wanted in spread}
         taken |= {number for number, rank in enumerate(ladder.ranks.tolist()) if tuple(rank) in exact}
         return sorted(taken, key=lambda number: (size[number], number))
@@ -211,6 +208,11 @@ class Clock:
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, with those that state dicts leave out: positions that are looked up, for instance."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _is_of(step: Step, candidate: Candidate) -> bool:
+    """Whether a step is one of the candidate's options."""
+    return step.layers == candidate.site.layers and step.method == MethodSpec.model_validate(candidate.method)
 
 
 def _liked(rank: Rank) -> list[Rank]:

@@ -75,11 +75,7 @@ class Piece:
         found = []
         for module, own in zip(self.modules, self.calls, strict=True):
             copied = on_meta(module)
-            materialise(copied, self.like.device)
-            with torch.no_grad():
-                for tensor in [*copied.parameters(), *copied.buffers()]:
-                    if tensor.is_floating_point():
-                        tensor.uniform_(-0.1, 0.1, generator=generator)
+            draw(copied, generator)
             if self.channels_last:
                 copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             found += [layer_runner(engine, copied, self._input(call, generator)) for call in own]
@@ -91,6 +87,15 @@ class Piece:
         given = torch.empty(call.shape, dtype=call.dtype, device=self.like.device)
         given.uniform_(-1, 1, generator=generator)
         return given.to(memory_format=torch.channels_last) if self.channels_last and given.dim() == 4 else given
+
+
+def draw(model: nn.Module, generator: torch.Generator) -> None:
+    """Give a model on the meta device memory and small drawn values, where the generator is."""
+    materialise(model, generator.device)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.uniform_(-0.1, 0.1, generator=generator)
 
 
 class Profile(Record):

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tenfold._errors import TenfoldError
+from tenfold._filters import link_rows
 from tenfold._layers import matrices
 from tenfold._metric import Metric
 from tenfold._plan import Link, MethodSpec
@@ -77,26 +77,20 @@ class FilterPruning:
         return Ranking(order, np.stack([_losses(each, order) for each in products], 1) / whole, moves)
 
 
-def _rows(link: Link, matrix_O: Tensor) -> Tensor:
-    """Of what has a row for each output of a layer, the rows of each filter: (n, repeat, ...)."""
-    end = link.offset + link.filters * link.repeat
-    return matrix_O[link.offset : end].unflatten(0, (link.filters, link.repeat))
-
-
 def _products(link: Link, layer: Any, metric: Metric | None) -> NDArray[np.float64]:
     """Q: without the filters of a set, the error is the sum of Q over all pairs of them."""
     weight_1OK = matrices(layer).detach().flatten(2)
     if metric is None:
-        return np.diag(_rows(link, weight_1OK[0]).square().flatten(1).sum(1).cpu().numpy())
+        return np.diag(link_rows(link, weight_1OK[0]).square().flatten(1).sum(1).cpu().numpy())
     product_OO = (weight_1OK @ metric.times_inputs(weight_1OK).mT)[0]
     if metric.outputs is not None:
         product_OO = product_OO * metric.outputs[0]
-    return _rows(link, _rows(link, product_OO).sum(1).T).sum(1).T.cpu().numpy()
+    return link_rows(link, link_rows(link, product_OO).sum(1).T).sum(1).T.cpu().numpy()
 
 
 def _remoteness(link: Link, layer: Any) -> NDArray[np.float64]:
     """The sums of the distances to the layer's other filters, relative to their mean."""
-    rows_nK = _rows(link, matrices(layer).detach().flatten(2)[0]).flatten(1)
+    rows_nK = link_rows(link, matrices(layer).detach().flatten(2)[0]).flatten(1)
     sums = torch.cdist(rows_nK, rows_nK, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
     found: NDArray[np.float64] = (sums / sums.mean().clamp_min(1e-300)).cpu().numpy()
     return found
