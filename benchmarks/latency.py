@@ -106,7 +106,7 @@ def run(job: Job) -> Row:
     except tenfold.TenfoldError as error:
         plan, refused = found.ordered([]), str(error)
     small, clock = tenfold.apply(found.model, plan), Clock(found)
-    timed, cost = clock.network(plan.steps, small), tenfold.measure(small, found.example)
+    timed, cost = clock.network(plan, small), tenfold.measure(small, found.example)
     return Row(
         net=job.net,
         target=job.target,

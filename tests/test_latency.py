@@ -17,6 +17,7 @@ import tenfold
 from tenfold import Budget, TenfoldError, _latency, _timed
 from tenfold._data import example_inputs
 from tenfold._engines import layer_runner, runner
+from tenfold._layers import stores_channels_last
 from tenfold._onnx_layers import layers_as_onnx
 from tenfold._times import Piece, Times
 from tenfold._trace import Call
@@ -93,10 +94,10 @@ def test_rounds_go_on_until_medians_are_sure(monkeypatch):
     assert 10 + 3 < calls["noisy"] <= 40 + 3
 
 
-def piece(module, *shape):
+def piece(module, *shape, channels_last=False):
     with torch.device("meta"):
         copied = copy.deepcopy(module).to("meta")
-    return Piece((copied,), ((Call(shape, torch.float32),),), module.weight)
+    return Piece((copied,), ((Call(shape, torch.float32),),), module.weight, channels_last)
 
 
 def test_pieces_are_told_apart_by_what_time_depends_on():
@@ -109,7 +110,7 @@ def test_pieces_are_told_apart_by_what_time_depends_on():
         piece(nn.Conv2d(4, 7, 3), 1, 4, 8, 8),
         piece(conv, 2, 4, 8, 8),
         piece(nn.Conv2d(4, 6, 3).double(), 1, 4, 8, 8),
-        piece(nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), 1, 4, 8, 8),
+        piece(conv, 1, 4, 8, 8, channels_last=True),
     ]
     assert len({same.key, *(other.key for other in others)}) == 1 + len(others)
     site = Case("conv2d", TensorTrain()).sites[0]
@@ -118,7 +119,7 @@ def test_pieces_are_told_apart_by_what_time_depends_on():
     forms = []
     for form in ("factors", "kernel"):
         train.run_in(form)
-        forms.append(Piece((train,), ((Call((1, 8, 9, 7), torch.float32),),), conv.weight).key)
+        forms.append(Piece((train,), ((Call((1, 8, 9, 7), torch.float32),),), conv.weight, False).key)
     assert len(set(forms)) == 2
 
 
@@ -160,7 +161,7 @@ def test_a_limit_of_time_is_kept_and_used(monkeypatch, share):
     milliseconds = share * machine.network(NET)
     assert found.plan(Budget(latency_ms=milliseconds)) == plan
     clock = _timed.Clock(found)
-    timed = clock.network(plan.steps, small)
+    timed = clock.network(plan, small)
     assert timed.predicted == pytest.approx(timed.measured, abs=1e-6)  # here the parts add up
     both = found.plan(Budget(latency=share, params=0.5))
     assert tenfold.measure(tenfold.apply(NET, both), X).params <= 0.5 * found.dense.params
@@ -213,7 +214,7 @@ def test_the_guard_takes_back_what_makes_the_whole_slower(monkeypatch):
     assert machine.measured
 
 
-def test_max_drop_with_the_guard_and_a_limit_of_time(monkeypatch):
+def test_max_drop_with_the_guard_and_a_limit_of_time(monkeypatch, tmp_path):
     machine = Machine(monkeypatch)
 
     def evaluate(model):
@@ -229,18 +230,23 @@ def test_max_drop_with_the_guard_and_a_limit_of_time(monkeypatch):
         assert machine.network(result.model) <= limit.get("latency", 1.0) * machine.network(NET)
         assert result.report.timed.measured < 1
     Machine(monkeypatch, strain=9.0)
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "of the other machine"))
     with pytest.warns(tenfold.TenfoldWarning, match=r"takes [\d.]+ of the dense time, 1.000 was asked"):
         tenfold.compress(NET, Budget(max_drop=0.3), example=X, methods=METHODS, evaluate=evaluate, guard=True)
 
 
-def test_ranks_that_the_machine_likes_are_found(monkeypatch):
-    """A machine that takes channels by sixteens: it takes 17 as long as 32, so what is chosen is a multiple."""
+class Blocks(Machine):
+    """Takes channels by sixteens."""
 
-    class Blocks(Machine):
-        def layers(self, modules):
-            wide = lambda n: -(-n // 16) * 16  # noqa: E731
-            leaves = [m for module in modules for m in module.modules() if isinstance(m, nn.Linear)]
-            return sum(1e-3 + 1e-5 * wide(leaf.in_features) * wide(leaf.out_features) for leaf in leaves)
+    def layers(self, modules):
+        wide = lambda n: -(-n // 16) * 16  # noqa: E731
+        every = [m for module in modules for m in module.modules() if not isinstance(m, tenfold.Factored)]
+        leaves = [m for m in every if hasattr(m, "weight") and m.weight.dim() > 1]
+        return sum(1e-3 + 1e-5 * wide(m.weight.shape[0]) * wide(m.weight[0].numel()) for m in leaves)
+
+
+def test_ranks_that_the_machine_likes_are_found(monkeypatch):
+    """It takes 17 as long as 32, so what is chosen is a multiple."""
 
     Blocks(monkeypatch)
     net = nn.Sequential(*(nn.Linear(320, 320) for _ in range(4)))
@@ -249,6 +255,96 @@ def test_ranks_that_the_machine_likes_are_found(monkeypatch):
         steps = found.plan(Budget(latency=share)).steps
         assert steps
         assert sum(step.rank[0] % 16 == 0 for step in steps) >= len(steps) - 1, steps
+
+
+class Stages(nn.Module):
+    """Two groups of filters, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 128, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(128), nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.second(torch.relu(self.first(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("methods", [[FilterPruning()], [FilterPruning(), *METHODS]])
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_filters_go_until_a_limit_of_time_is_kept(monkeypatch, share, methods):
+    pytest.importorskip("torch_pruning")
+    machine, net = Machine(monkeypatch), randomised(Stages())
+    with torch.no_grad():  # so that removing some is worth it beside factors too
+        net.second.weight[::2] *= 1e-3
+    told = tenfold.calibrate(net, [images(16, 3, 16, 16, seed=seed) for seed in range(8)])
+    found = tenfold.options(net, example=X, methods=methods, statistics=told)
+    plan = found.plan(Budget(latency=share))
+    small = tenfold.apply(net, plan)
+    # A rank that is half as large does as well as half of the filters, until more is asked.
+    assert any(step.links for step in plan.steps) or (len(methods) > 1 and share == 0.7)
+    assert 0.85 * share <= machine.network(small) / machine.network(net) <= share
+    timed = _timed.Clock(found).network(plan, small)
+    assert timed.predicted == pytest.approx(timed.measured, abs=0.05)
+
+
+def test_numbers_of_filters_that_the_machine_likes_stay(monkeypatch, tmp_path):
+    pytest.importorskip("torch_pruning")
+    Blocks(monkeypatch)
+    net = randomised(Stages())
+    found = tenfold.options(net, example=X, methods=[FilterPruning()])
+    assert _timed.Clock(found).pruning.multiple == 16
+    for share in (0.7, 0.4):
+        steps = found.plan(Budget(latency=share)).steps
+        assert steps
+        assert all(step.rank[0] % 16 == 0 for step in steps)
+    Machine(monkeypatch)
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "of a machine that likes any number"))
+    assert _timed.Clock(tenfold.options(net, example=X, methods=[FilterPruning()])).pruning.multiple == 1
+
+
+def test_a_profile_says_nothing_of_fewer_filters():
+    pytest.importorskip("torch_pruning")
+    here = Times("eager", torch.device("cpu")).conditions
+    profile = tenfold.Profile(tenfold="1", conditions=here, times={}, whole_ms=1.0)
+    found = tenfold.options(randomised(Stages()), example=X, methods=[FilterPruning()], engine=profile)
+    with pytest.raises(TenfoldError, match="a profile does not tell what a network takes without some of its filters"):
+        found.plan(Budget(latency=0.5))
+
+
+def last(model):
+    return any(stores_channels_last(parameter) for parameter in model.parameters())
+
+
+def test_channels_last_is_chosen_where_it_is_faster(monkeypatch, tmp_path):
+    class Lasts(Machine):
+        """Takes networks with channels last in 0.8 of the time; what replaces layers gains as much."""
+
+        def network(self, model):
+            return super().network(model) * (0.8 if last(model) else 1.0)
+
+    machine = Lasts(monkeypatch)
+    monkeypatch.setattr(
+        Times,
+        "_measured",
+        lambda _, pieces: [machine.piece(piece) * (0.8 if piece.channels_last else 1.0) for piece in pieces],
+    )
+    result = tenfold.compress(NET, Budget(latency=0.6), example=X, methods=METHODS)
+    assert result.plan.channels_last
+    assert last(result.model)
+    assert not last(NET)
+    assert 0.5 <= machine.network(result.model) / machine.network(NET) <= 0.6
+    assert result.report.timed.predicted == pytest.approx(result.report.timed.measured, abs=1e-6)
+    result.save(tmp_path / "small")
+    loaded = tenfold.load(tmp_path / "small", NET)
+    assert [p.stride() for p in loaded.parameters()] == [p.stride() for p in result.model.parameters()]
+    assert torch.equal(loaded(X), result.model(X))
+    assert (result.plan + tenfold.Plan()).channels_last
+    # The guard alone is enough, and a budget without times leaves the format as it is.
+    guarded = tenfold.plan(NET, Budget(params=1.0), example=X, methods=METHODS, guard=True)
+    assert guarded.channels_last
+    assert last(tenfold.apply(NET, guarded))
+    assert not tenfold.plan(NET, Budget(params=0.6), example=X, methods=METHODS).channels_last
 
 
 def test_an_unreachable_time_says_the_least(monkeypatch):
@@ -265,8 +361,6 @@ def test_what_cannot_be_is_refused():
         tenfold.options(NET, example=X, engine="tensorrt")
     with pytest.raises(TenfoldError, match="Energy does not know the guard"):
         tenfold.plan(NET, tenfold.Energy(0.9), example=X, guard=True)
-    with pytest.raises(TenfoldError, match="FilterPruning does not know times yet"):
-        tenfold.plan(NET, Budget(latency=0.5), example=X, methods=[FilterPruning()])
 
 
 @pytest.mark.parametrize("name", AWKWARD)
@@ -343,7 +437,7 @@ def test_real_times_plan_a_real_network(engine):
     before = copy.deepcopy(NET.state_dict()), torch.get_rng_state(), NET.training
     found = tenfold.options(NET, example=images(8, 3, 16, 16), methods=[SVD(), Tucker()], engine=engine, guard=True)
     plan = found.plan(Budget(params=1.0))
-    timed = _timed.Clock(found).network(plan.steps)
+    timed = _timed.Clock(found).network(plan)
     assert timed.dense_ms > 0
     assert timed.conditions.engine == engine
     assert all(torch.equal(value, before[0][name]) for name, value in NET.state_dict().items())
@@ -366,7 +460,7 @@ class Positions(nn.Module):
 def test_networks_that_look_up_places():
     net, x = randomised(Positions()), images(2, 6, 96)
     found = tenfold.options(net, example=x, methods=[SVD()])
-    timed = _timed.Clock(found).network(found.plan(Budget(params=0.6)).steps)
+    timed = _timed.Clock(found).network(found.plan(Budget(params=0.6)))
     assert timed.small_ms > 0
 
 

@@ -58,7 +58,7 @@ def test_the_table_of_the_target_plans_here(profiled):
         assert dense.key in profile.times
         assert {piece.key for piece in others} <= profile.times.keys()
     plan = found.plan(Budget(params=0.9))
-    timed = clock.network(plan.steps)
+    timed = clock.network(plan)
     assert timed.small_ms is None
     assert timed.dense_ms == profile.whole_ms
     assert timed.predicted > 0

@@ -12,7 +12,7 @@ from tenfold._calibrate import Statistics
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._fit import made, make_up, metrics_of, missed_mean
-from tenfold._layers import kind, stores_channels_last
+from tenfold._layers import kind, store_channels_last, stores_channels_last
 from tenfold._method import Method, Site
 from tenfold._plan import Plan, Step
 from tenfold._progress import track
@@ -34,6 +34,8 @@ def apply(model: nn.Module, plan: Plan, statistics: Statistics | None = None) ->
     plan.check_made_for(model)
     new = copy.deepcopy(model)
     taken(new, plan.steps, statistics)
+    if plan.channels_last:
+        store_channels_last(new)
     return new
 
 
@@ -59,6 +61,8 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
         site, method = _checked(new, step)
         with torch.device("meta"):
             _put(new, site, method.skeleton(site, step.rank), step.form)
+    if plan.channels_last:
+        store_channels_last(new)
     return new
 
 
@@ -122,7 +126,7 @@ def _like(dense: Any, factored: Factored) -> None:
         source = dense.bias if name.endswith("bias") else dense.weight
         parameter.requires_grad_(source.requires_grad)
     if stores_channels_last(dense.weight):
-        factored.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        store_channels_last(factored)
 
 
 def _text(rank: tuple[int, ...]) -> str:

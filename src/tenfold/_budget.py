@@ -97,35 +97,32 @@ class Budget(Target):
         return errors / kept if moves is None else moves**0.5 * errors / kept**0.5
 
     def steps(self, options: Options) -> list[Step]:
-        if self.is_timed or options.guard:
-            return self._timed(options)
+        if self._takes_time(options):
+            return self._timed(options, Clock(options))
         return self._within(options, self.limits(options))
 
-    def _within(self, options: Options, limits: Mapping[str, int]) -> list[Step]:
-        if options.pruning is None:
-            return self._factorised(Offer.of(options), limits).steps
-        return self._pruned_first(options, options.pruning, limits)
+    def channels_last(self, options: Options) -> bool:
+        return self._takes_time(options) and Clock(options).channels_last
 
-    def _factorised(self, offer: Offer, limits: Mapping[str, float]) -> Choice:
-        return chosen(offer, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
+    def _takes_time(self, options: Options) -> bool:
+        return self.is_timed or options.guard
 
-    def _timed(self, options: Options) -> list[Step]:
+    def _timed(self, options: Options, clock: Clock) -> list[Step]:
         """The steps whose network, timed as a whole, keeps the limits; what the sum of parts got wrong is corrected."""
-        _refuse_with_times(options)
-        clock, limits, best = Clock(options), dict[str, float](self.limits(options)), None
+        limits, best, removals = dict[str, float](self.limits(options)), None, None
         most = self._time_share(clock)
         asked, faster = most, _FASTER
         for trial in range(_TRIALS):
             try:
                 time = {"ns": clock.nanoseconds(asked)} if most < 1 else {}
-                steps = self._settled(options, clock, {**limits, **time}, faster)
+                steps = self._within(options, {**limits, **time}, clock, faster, removals)
             except TenfoldError:
                 if not trial:
                     raise
                 break  # the parts cannot be as much faster as the whole would need
             if not (clock.is_here and steps):
                 return steps
-            found = clock.network(steps)
+            found = clock.network(clock.plan(steps))
             assert found.measured is not None, "this machine measures"
             log.info("timed: %.3f of the dense time, %.3f by its parts", found.measured, found.predicted)
             fits = found.measured <= most + (_NOISE if most == 1 else 0)
@@ -136,6 +133,8 @@ class Budget(Target):
             if most < 1:
                 asked -= found.measured - most if fits else max(found.measured - most, _STEP * most)
             faster -= _STRICTER if most == 1 else 0
+            if options.candidates:  # which would have to be found anew for other removals
+                removals = [step for step in steps if step.links]
         if best is None:
             raise TenfoldError(
                 f"the network takes {found.measured:.3f} of the dense time where {most:.3f} is asked, and it cannot be "
@@ -143,64 +142,101 @@ class Budget(Target):
             )
         return best[1]
 
-    def _settled(self, options: Options, clock: Clock, limits: Mapping[str, float], faster: float) -> list[Step]:
-        """The choice by times that were measured for exactly what it chooses."""
-        for _ in range(_TRIALS):
-            steps = self._factorised(Offer.timed(options, clock, faster), limits).steps
-            if not clock.exactly(steps):
-                break
-        return steps
+    def _within(
+        self,
+        options: Options,
+        limits: Mapping[str, float],
+        clock: Clock | None = None,
+        faster: float = _FASTER,
+        removals: list[Step] | None = None,
+    ) -> list[Step]:
+        """The steps within the limits; those that remove filters may be given."""
+        if removals is not None:
+            return [*removals, *self._left(options, limits, clock, faster, removals).steps]
+        pruning = options.pruning if clock is None else clock.pruning
+        if pruning is None:
+            return self._factorised(options, limits, clock, faster).steps
+        return self._pruned_first(options, pruning, limits, clock, faster)
 
-    def _pruned_first(self, options: Options, pruning: Pruning, limits: Mapping[str, int]) -> list[Step]:
+    def _factorised(
+        self, options: Options, limits: Mapping[str, float], clock: Clock | None = None, faster: float = _FASTER
+    ) -> Choice:
+        """The choice of factors alone; where times count, by those measured for exactly what it chooses."""
+        for _ in range(_TRIALS):
+            offer = Offer.of(options) if clock is None else Offer.timed(options, clock, faster)
+            choice = chosen(offer, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
+            if clock is None or not clock.exactly(choice.steps):
+                break
+        return choice
+
+    def _left(
+        self,
+        options: Options,
+        limits: Mapping[str, float],
+        clock: Clock | None,
+        faster: float,
+        removals: Sequence[Step],
+    ) -> Choice:
+        """The choice of factors for what filter removal leaves."""
+        if not (removals and options.candidates):
+            return self._factorised(options, limits, clock, faster) if options.candidates else Choice([], 0.0)
+        rest = None if clock is None else clock.without(removals)
+        return self._factorised(options.without(removals), limits, rest, faster)
+
+    def _pruned_first(
+        self, options: Options, pruning: Pruning, limits: Mapping[str, float], clock: Clock | None, faster: float
+    ) -> list[Step]:
         """Filters go as long as they cost less for what they save than the last of the other options would.
 
         By the weights alone, prices of filters and of factors do not compare: then only filters go that cost nothing.
         """
-        prices = [self.weighed(ranking.errors, ranking.moves).sum(1) for ranking in pruning.rankings]
-        dense = {name: getattr(options.dense, name) for name in limits}
-        room = {name: limit - dense[name] for name, limit in limits.items()}
+        prices = [self.weighed(each.errors, each.moves).sum(1) for each in (options.pruning or pruning).rankings]
+        dense = {name: getattr(options.dense, name) for name in LIMITED}
+        dense |= {} if clock is None else {"ns": clock.nanoseconds(clock.start_ms / clock.dense_ms)}
+        room = {name: int(limit) - dense[name] for name, limit in limits.items()}
         alone, dearest = None, np.inf
         if options.candidates:
             with suppress(TenfoldError):  # filters may reach what the others do not
-                alone = self._factorised(Offer.of(options), limits)
-                dearest = 0.0 if options.statistics is None else self._last_price(options, limits, room, alone)
+                alone = self._factorised(options, limits, clock, faster)
+                dearest = 0.0 if options.statistics is None else self._last_price(options, limits, room, alone, clock)
         gone = pruning.without(prices, room, dearest)
         if gone is None:
-            least = [int(pruning.least[LIMITED.index(name)]) for name in limits]
-            raise unreachable(limits, [*dense.values()], least)
+            raise unreachable(limits, [dense[name] for name in limits], pruning.least(limits))
         removals = pruning.steps(gone)
         if alone is not None and not removals:
             return alone.steps
-        rest = self._factorised(Offer.of(options.without(removals)), limits) if options.candidates else Choice([], 0.0)
+        rest = self._left(options, limits, clock, faster, removals)
         price = sum(float(price[count]) for price, count in zip(prices, gone, strict=True)) + rest.price
         return [*removals, *rest.steps] if alone is None or price < alone.price else alone.steps
 
-    def _last_price(self, options: Options, limits: Mapping[str, int], room: Mapping[str, int], alone: Choice) -> float:
+    def _last_price(
+        self,
+        options: Options,
+        limits: Mapping[str, float],
+        room: Mapping[str, int],
+        alone: Choice,
+        clock: Clock | None,
+    ) -> float:
         """What the last of the savings costs, for all of them."""
         wider = {name: limit - _MARGIN * min(room[name], 0) for name, limit in limits.items()}
-        return (alone.price - self._factorised(Offer.of(options), wider).price) / (_MARGIN * len(limits))
+        return (alone.price - self._factorised(options, wider, clock).price) / (_MARGIN * len(limits))
 
     def searched(self, options: Options, judge: Judge) -> list[Step]:
         if self.max_drop is None:
             return self.steps(options)
-        clock = Clock(options) if self.is_timed or options.guard else None
+        clock = Clock(options) if self._takes_time(options) else None
         limits, most, drop = self.limits(options), options.dense.params, 0.0
         if clock is not None:
-            _refuse_with_times(options)
             limits |= {"ns": clock.nanoseconds(self._time_share(clock))} if self.is_timed else {}
-
-        def within(limits: Mapping[str, int]) -> list[Step]:
-            return self._within(options, limits) if clock is None else self._settled(options, clock, limits, _FASTER)
-
         best: list[Step] = []
         if limits:
-            best = within(limits)
+            best = self._within(options, limits, clock)
             most, drop = self._allowed(judge(options.ordered(best)))
         offer = Offer.of(options) if clock is None else Offer.timed(options, clock, _FASTER)
         least = self._fewest(options, offer, limits or {"params": 2 * most})
 
         def at(params: int) -> list[Step]:
-            return within({**limits, "params": params})
+            return self._within(options, {**limits, "params": params}, clock)
 
         found = smallest(lambda size: -judge(options.ordered(at(size))).change, least, most, drop, self.max_drop)
         best = best if found is None else at(found)
@@ -214,7 +250,7 @@ class Budget(Target):
 
     def _warn_if_slow(self, clock: Clock, steps: Sequence[Step]) -> None:
         """Of a network that a metric chose, time is not corrected any more."""
-        measured, most = clock.network(steps).measured, self._time_share(clock)
+        measured, most = clock.network(clock.plan(steps)).measured, self._time_share(clock)
         if measured is not None and measured > most + _NOISE:
             text = (
                 f"the network takes {measured:.3f} of the dense time, {most:.3f} was asked; give its size as a limit."
@@ -223,7 +259,7 @@ class Budget(Target):
 
     def _fewest(self, options: Options, offer: Offer, limits: Mapping[str, int]) -> int:
         if options.pruning is not None and not options.candidates:
-            return options.dense.params + int(options.pruning.least[PARAMS])
+            return options.dense.params + options.pruning.least(["params"])[0]
         fewest = chosen(offer, limits, lambda pool: pool.costs[:, PARAMS].astype(np.float64))
         return int(options.predicted(fewest.steps)[PARAMS])
 
@@ -236,11 +272,6 @@ class Budget(Target):
                 "raise the limits, or allow more."
             )
         return trial.params, -trial.change
-
-
-def _refuse_with_times(options: Options) -> None:
-    if options.pruning is not None:
-        raise TenfoldError("FilterPruning does not know times yet; leave it out, or the guard and the limit of time.")
 
 
 def _check_limit(name: str, limit: Any) -> None:

@@ -86,6 +86,10 @@ class Target(ABC):
         """Whether it limits time."""
         return False
 
+    def channels_last(self, options: "Options") -> bool:  # noqa: ARG002
+        """Whether the network is to store its kernels channels last, whatever the dense one does."""
+        return False
+
     def searched(self, options: "Options", judge: Judge) -> list[Step]:  # noqa: ARG002
         """The steps that meet this target, where networks may be evaluated to find them."""
         return self.steps(options)
@@ -124,10 +128,15 @@ class Options:
             raise TenfoldError(f"{what}; use Budget, or leave FilterPruning out.")
         if self.guard and not target.guards:
             raise TenfoldError(f"{type(target).__name__} does not know the guard; use Budget, or leave the guard out.")
-        if evaluate is None or not target.needs_evaluate:
-            return self.ordered(target.steps(self))
-        judge = Judge(self.model, evaluate, lambda plan: apply(self.model, plan, self.statistics))
-        return self.ordered(target.searched(self, judge))
+        judge = None
+        if evaluate is not None and target.needs_evaluate:
+            judge = Judge(self.model, evaluate, lambda plan: apply(self.model, plan, self.statistics))
+        return self.planned(target, judge)
+
+    def planned(self, target: Target, judge: Judge | None) -> Plan:
+        """The plan that meets a target, as the judge finds where it needs one."""
+        plan = self.ordered(target.steps(self) if judge is None else target.searched(self, judge))
+        return plan.model_copy(update={"channels_last": target.channels_last(self)})
 
     def ordered(self, steps: Iterable[Step]) -> Plan:
         """The plan of these steps: filters are removed first."""

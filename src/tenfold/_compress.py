@@ -112,7 +112,7 @@ def carry_out(
         elif evaluate is not None and target.needs_evaluate:
             stack.enter_context(remembered())  # the network that is chosen was made for its trial
             judge = Judge(found.model, evaluate, made)
-            plan = found.ordered(target.searched(found, judge))
+            plan = found.planned(target, judge)
         else:
             plan = found.plan(target)
         log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
@@ -122,7 +122,7 @@ def carry_out(
     more = {
         "left_dense": found.left_dense(plan),
         "trials": () if judge is None else tuple(judge.trials),
-        "timed": Clock(found).network(plan.steps, small) if is_timed else None,
+        "timed": Clock(found).network(plan, small) if is_timed else None,
     }
     return Result(small, plan, report.model_copy(update=more))
 

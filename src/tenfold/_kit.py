@@ -52,7 +52,7 @@ def write_kit(options: Options, path: Path) -> int:
         kit.writestr("__main__.py", Path(_on_target.__file__).read_text())
         kit.writestr("latency.py", Path(_latency.__file__).read_text())
         groups: dict[str, dict[str, Any]] = {}
-        for dense, others in track(list(Clock(options).pieces()), "pieces"):
+        for dense, others in track(list(Clock(options, elsewhere=True).pieces()), "pieces"):
             group = groups.setdefault(dense.key, {})
             for piece in (dense, *others):
                 entry = None if piece.key in group else _entry(kit, piece, options.engine)

@@ -62,6 +62,13 @@ def stores_channels_last(weight: Tensor) -> bool:
     return weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def store_channels_last(model: nn.Module) -> None:
+    """Let a model store its weights of two kernel axes channels last."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def spatial_sides(layer: Any) -> tuple[int, int]:
     """H I and W O: the rows and columns of the spatial unfolding of a Linear or 2-d layer."""
     (inputs, outputs), (height, width) = channels(layer), kernel_size(layer) or (1, 1)

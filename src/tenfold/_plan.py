@@ -144,13 +144,15 @@ class Plan(Record):
     version: Literal[1] = 1
     fingerprint: Fingerprint | None = None  # None: not checked
     reference: str | None = None  # how to build the dense model again: "timm:NAME", "module:callable", ...
+    channels_last: bool = False  # whether the network stores its kernels of two axes so, however the dense one does
     steps: tuple[Step, ...] = ()
 
     def __init__(self, steps: Any = (), **data: Any) -> None:
         super().__init__(steps=steps, **data)
 
     def __add__(self, other: "Plan") -> "Plan":
-        return self.model_copy(update={"steps": self.steps + other.steps})
+        last = self.channels_last or other.channels_last
+        return self.model_copy(update={"steps": self.steps + other.steps, "channels_last": last})
 
     def dumps(self) -> str:
         """JSON with one step a line."""

@@ -1,9 +1,9 @@
 """What removing filters saves and loses, for all groups of a network at once."""
 
-# G groups, M modules that they touch; costs in the order of LIMITED
+# G groups, M modules that they touch; costs in the order of LIMITED, nanoseconds behind them
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from tenfold.methods import FilterPruning, Ranking
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+_COUNTED = (*LIMITED, "ns")
 _PARTS = 256  # filters of a large group go in so many parts
 
 
@@ -37,6 +38,8 @@ class Pruning:
     groups: tuple[FilterGroup, ...]
     reasons: Mapping[str, str]  # layers whose filters stay, and why
     statistics: Statistics | None
+    ns: Mapping[str, int] = field(default_factory=dict)  # nanoseconds of each layer, where they are known
+    multiple: int = 1  # of which numbers of filters are to be that stay
 
     @classmethod
     def of(
@@ -75,7 +78,7 @@ class Pruning:
         return [self.method.ranking(each) for each in found]
 
     def change(self, gone: Counts) -> Counts:
-        """The cost without so many filters of each group `(..., G)`, less the cost of all: `(..., 3)`."""
+        """The cost without so many filters of each group `(..., G)`, less the cost of all: `(..., 4)`."""
         by_both, by_outputs, _, _ = self._scales
         made, read = self._stay(gone)
         change: Counts = ((made * read - 1) @ by_both + (made - 1) @ by_outputs).round().astype(np.int64)
@@ -87,13 +90,14 @@ class Pruning:
         for step in steps:
             after, touched = gone + self.gone([step]), {link.module for link in step.links}
             rows = [row for row, name in enumerate(self._modules) if name in touched]
-            before, less = (self._each(counts)[rows].sum(0).round().astype(np.int64) for counts in (gone, after))
+            each = (self._each(counts)[rows, : len(LIMITED)] for counts in (gone, after))
+            before, less = (costs.sum(0).round().astype(np.int64) for costs in each)
             found.append((before, less))
             gone = after
         return found
 
     def _each(self, gone: Counts) -> Floats:
-        """The cost of each module, `(M, 3)`."""
+        """The cost of each module, `(M, 4)`."""
         by_both, by_outputs, _, _ = self._scales
         made, read = self._stay(gone)
         return (made * read)[:, None] * by_both + made[:, None] * by_outputs
@@ -109,13 +113,13 @@ class Pruning:
 
     @cached_property
     def _scales(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """What scales with inputs and outputs and what with outputs `(M, 3)`; and what a filter takes of each `(M, G)`.
+        """What scales with inputs and outputs and what with outputs `(M, 4)`; and what a filter takes of each `(M, G)`.
 
-        A layer without groups holds and multiplies in proportion to inputs times outputs; biases, norms and depthwise
-        layers in proportion to what they give.
+        A layer without groups holds and multiplies, and takes time, in proportion to inputs times outputs; biases,
+        norms and depthwise layers in proportion to what they give.
         """
         names = self._modules
-        by_both, by_outputs = np.zeros((2, len(names), len(LIMITED)))
+        by_both, by_outputs = np.zeros((2, len(names), len(_COUNTED)))
         makes, reads = np.zeros((2, len(names), len(self.groups)))
         for number, group in enumerate(self.groups):
             for link in group.links:
@@ -129,12 +133,11 @@ class Pruning:
         if link.side == "norm":
             tensors = [t for t in (module.running_mean, module.running_var) if t is not None]
             params, size = stored_size([*module.parameters(recurse=False)], tensors)
-            return np.zeros(3, np.int64), np.array([params, 0, size])
-        whole = layers_cost([module], [self.graph.layers[link.module].calls])
+            return np.zeros(4, np.int64), np.array([params, 0, size, 0])
+        whole = np.append(layers_cost([module], [self.graph.layers[link.module].calls]), self.ns.get(link.module, 0))
         bias = module.bias
-        rest = (
-            np.zeros(3, np.int64) if bias is None else np.array([bias.numel(), 0, bias.numel() * bias.element_size()])
-        )
+        count, size = (0, 0) if bias is None else (bias.numel(), bias.numel() * bias.element_size())
+        rest = np.array([count, 0, size, 0])
         return whole - rest, rest
 
     def without(self, prices: Sequence[Floats], room: Mapping[str, int], dearest: float = np.inf) -> Counts | None:
@@ -144,11 +147,11 @@ class Pruning:
         what it saves, as a share of what has to be saved. None goes that costs more than `dearest` for all of that; so
         the room may not be reached.
         """
-        columns = [LIMITED.index(name) for name in room]
+        columns = [_COUNTED.index(name) for name in room]
         most = np.array(list(room.values()))
-        sizes, gone = self.sizes, np.zeros(len(self.groups), np.int64)
+        gone = np.zeros(len(self.groups), np.int64)
         while ((now := self.change(gone)[columns]) > most).any():
-            parts = np.minimum(np.maximum(1, sizes // _PARTS), sizes - 1 - gone)
+            parts = self._next_parts(gone)
             if not parts.any():
                 return None
             after = gone + np.diag(parts)
@@ -161,10 +164,17 @@ class Pruning:
             gone = after[int(rates.argmin())]
         return gone
 
-    @property
-    def least(self) -> Counts:
-        """The change of cost where each group keeps one filter."""
-        return self.change(self.sizes - 1)
+    def _next_parts(self, gone: Counts) -> Counts:
+        """How many filters of each group go next: down to the next multiple, and one stays."""
+        stay = self.sizes - gone
+        even = np.minimum(self.multiple, 2 ** np.log2(np.maximum(self.sizes // 4, 1)).astype(np.int64))
+        unit = np.maximum(even, self.sizes // _PARTS)
+        return stay - np.maximum((stay - 1) // unit * unit, 1)
+
+    def least(self, names: Iterable[str]) -> list[int]:
+        """The change of these costs where each group keeps one filter."""
+        change = self.change(self.sizes - 1)
+        return [int(change[_COUNTED.index(name)]) for name in names]
 
     def steps(self, gone: Sequence[int] | Counts) -> list[Step]:
         """The steps that remove so many filters of each group; later ones count channels as the earlier leave them."""

@@ -1,6 +1,7 @@
 """What options and whole networks take in time: measured, interpolated between few ranks, and corrected."""
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,14 +20,18 @@ from tenfold._data import example_inputs
 from tenfold._engines import runner
 from tenfold._errors import TenfoldError
 from tenfold._latency import interleaved_ms
+from tenfold._layers import channels, factor, groups, kernel_size, stores_channels_last
 from tenfold._method import Site
 from tenfold._plan import MethodSpec, Plan, Rank, Record, Step
 from tenfold._progress import track
+from tenfold._pruning import Pruning
 from tenfold._run import device_of
 from tenfold._times import Conditions, Piece, Profile, Times, draw
 from tenfold.methods import find
 
 MACS = LIMITED.index("macs")
+_FASTER = 0.97  # of the time: what counts as faster
+_LIKED = 1.05  # of the least time a filter
 _POINTS = 6  # ranks of a ladder that are measured at first
 _UNKNOWN = 10  # times the dense layer, so that it is not chosen
 _SLOW = "no option is measurably faster than it is"
@@ -52,7 +57,9 @@ class Clock:
     """Times of a model's options, and of networks made of them, under the conditions of this process."""
 
     options: Options
+    elsewhere: bool = False  # for a kit: nothing is measured here
     _asked: list[Step] = field(default_factory=list)  # to be measured besides those that every ladder starts with
+    _rests: dict[tuple[Step, ...], "Clock"] = field(default_factory=dict)
 
     @cached_property
     def times(self) -> Times | Profile:
@@ -63,16 +70,30 @@ class Clock:
     @property
     def is_here(self) -> bool:
         """Whether times are those of this machine, on which more can be measured."""
-        return isinstance(self.times, Times)
+        return not self.elsewhere and isinstance(self.times, Times)
 
     @cached_property
     def dense_ms(self) -> float:
-        """The time of the whole dense network."""
-        return self.times.whole_ms if isinstance(self.times, Profile) else self._compared(self.options.model)[0]
+        """The time of the whole dense network, as it is."""
+        return self.times.whole_ms if isinstance(self.times, Profile) else self._measured(Plan())[0]
 
     def nanoseconds(self, share: float = 1.0) -> int:
         """A share of the time of the whole dense network, as costs are counted."""
         return int(share * self.dense_ms * _NS)
+
+    @cached_property
+    def channels_last(self) -> bool:
+        """Whether kernels of two axes are to be stored channels last because the dense network is faster so."""
+        may = any(weight.dim() == 4 for weight in self._weights) and not self._stores_last_already
+        if not (may and self.is_here) or self.times.conditions.engine == "onnxruntime":
+            return False
+        as_it_is, last = self._measured(Plan(channels_last=True))
+        return last < _FASTER * as_it_is
+
+    @cached_property
+    def start_ms(self) -> float:
+        """The time of the dense network in the memory format that is chosen: what the parts are taken from."""
+        return self._measured(Plan(channels_last=True))[1] if self.channels_last else self.dense_ms
 
     def pieces(self) -> Iterator[tuple[Piece, list[Piece]]]:
         """What has to be timed at first: of each candidate the dense layers, and options along its ladder."""
@@ -98,24 +119,75 @@ class Clock:
         self.options.slow.update({name: _SLOW for name, share in least.items() if share > faster})
         return [_at_most(ladder, faster) for ladder in every]
 
-    def predicted(self, steps: Sequence[Step]) -> float:
-        """The time of the network over that of the dense one, by the times of parts."""
+    @cached_property
+    def pruning(self) -> Pruning | None:
+        """What filters can be removed, with the times of layers, and the multiple of filters that they like."""
+        pruning = self.options.pruning
+        if pruning is None:
+            return None
         if not self.is_here:
-            return 1 + sum(self._interpolated_change(step) for step in steps) / self.dense_ms
-        saved = 0.0
-        for step in steps:
-            candidate, dense = self._candidate(step), self._dense(step.layers)
-            before, (after,) = self.times.of(dense, [self._piece(candidate, step.rank)])
-            saved += before - after
-        return 1 - saved / self.dense_ms
+            raise TenfoldError(
+                "a profile does not tell what a network takes without some of its filters; leave FilterPruning out, "
+                "or plan on the machine itself."
+            )
+        layers = [*dict.fromkeys(link.module for group in pruning.groups for link in group.links)]
+        ns = {name: self._layer_ns(name) for name in layers if name in self.options.graph.layers}
+        plain = [name for name in pruning.served if groups(self.options.graph.layers[name].module) == 1]
+        dearest = max(plain, key=lambda name: ns[name], default=None)
+        return replace(pruning, ns=ns, multiple=1 if dearest is None else self._multiple(dearest))
 
-    def _interpolated_change(self, step: Step) -> float:
-        """The time of a step less that of its dense layers, where it cannot be measured."""
+    def _layer_ns(self, name: str) -> int:
+        return int(self.times.of(self._dense([name]), [])[0] * _NS)
+
+    def _multiple(self, name: str) -> int:
+        """The least power of two of which the kernels of this layer like the number of filters to be a multiple.
+
+        Times a filter are measured at about half of the filters: so far above a very even number.
+        """
+        layer: Any = self.options.graph.layers[name].module
+        inputs, filters = channels(layer)
+        most = int(np.log2(max(filters, 4) / 4))
+        counts = {2**power: 2 * 2**most + 2**power for power in range(most + 1)}
+        with torch.device("meta"):
+            tried = [factor(layer, inputs, n, axes=range(len(kernel_size(layer))), entry=True) for n in counts.values()]
+        _, taken = self.times.of(self._dense([name]), [self._of((each,), [name]) for each in tried])
+        rates = {multiple: ms / count for (multiple, count), ms in zip(counts.items(), taken, strict=True)}
+        return next(multiple for multiple, rate in rates.items() if rate <= _LIKED * min(rates.values()))
+
+    def without(self, removals: Sequence[Step]) -> "Clock":
+        """That of the network which these steps leave."""
+        if not removals:
+            return self
+        options, key = self.options.without(removals), tuple(removals)
+        if key not in self._rests:
+            self._rests[key] = Clock(options)
+        return self._rests[key]
+
+    def predicted(self, plan: Plan) -> float:
+        """The time of the network over that of the dense one, by the times of parts."""
+        removals = [step for step in plan.steps if step.links]
+        rest = [step for step in plan.steps if not step.links]
+        saved = (self.dense_ms - self.start_ms) if plan.channels_last else 0.0
+        if removals:
+            assert self.pruning is not None, "its steps were planned"
+            saved -= int(self.pruning.change(self.pruning.gone(removals))[-1]) / _NS
+        clock = self.without(removals) if rest else self
+        return 1 - (saved + sum(clock.saved_ms(step) for step in rest)) / self.dense_ms
+
+    def saved_ms(self, step: Step) -> float:
+        """By how much a step is faster than its dense layers."""
+        if not self.is_here:
+            return self._interpolated_saving(step)
+        before, (after,) = self.times.of(self._dense(step.layers), [self._piece(self._candidate(step), step.rank)])
+        return before - after
+
+    def _interpolated_saving(self, step: Step) -> float:
+        """The same where it cannot be measured."""
         for ladder in self.options.ladders:
             if _is_of(step, ladder.candidate):
                 timed = self._with_times(ladder.cheaper())
                 place = (timed.ranks == np.array(step.rank)).all(1).argmax()
-                return float(timed.costs[place, -1]) / _NS
+                return -float(timed.costs[place, -1]) / _NS
         raise TenfoldError(f"the profile says nothing of {step.layers[0]} by {step.method.name}.")
 
     def exactly(self, steps: Sequence[Step]) -> bool:
@@ -130,14 +202,26 @@ class Clock:
             self._asked.extend(step.model_copy(update={"rank": rank}) for rank in (step.rank, *_liked(step.rank)))
         return bool(new)
 
-    def network(self, steps: Sequence[Step], small: nn.Module | None = None) -> Timed:
-        """The network of these steps beside the dense one; with drawn factors, unless it is there already."""
-        conditions = self.times.conditions
-        predicted = None if any(step.links for step in steps) else self.predicted(steps)
+    def plan(self, steps: Sequence[Step]) -> Plan:
+        """These steps, in the memory format that is chosen."""
+        return self.options.ordered(steps).model_copy(update={"channels_last": self.channels_last})
+
+    def network(self, plan: Plan, small: nn.Module | None = None) -> Timed:
+        """The network of this plan beside the dense one; with drawn factors, unless it is there already."""
+        conditions, predicted = self.times.conditions, self.predicted(plan)
         if not self.is_here:
             return Timed(conditions=conditions, dense_ms=self.dense_ms, small_ms=None, predicted=predicted)
-        dense_ms, small_ms = self._compared(self._drawn(steps) if small is None else small)
+        dense_ms, small_ms = self._measured(plan) if small is None else self._compared(small)
         return Timed(conditions=conditions, dense_ms=dense_ms, small_ms=small_ms, predicted=predicted)
+
+    def _measured(self, plan: Plan) -> tuple[float, float]:
+        """Milliseconds of the dense network and of that of the plan, whose values are drawn; once, and kept."""
+        assert isinstance(self.times, Times), "this machine measures"
+        seen = [(name, repr(layer.calls)) for name, layer in self.options.graph.layers.items()]
+        device, inputs = str(device_of(self.options.model)), example_inputs(self.options.example).describe()
+        made = plan.model_copy(update={"fingerprint": self.options.fingerprint}).dumps()
+        key = hashlib.sha256(repr((made, seen, inputs, device)).encode()).hexdigest()[:24]
+        return self.times.network(key, lambda: self._compared(self._drawn(plan)))
 
     def _compared(self, small: nn.Module) -> tuple[float, float]:
         inputs = example_inputs(self.options.example)
@@ -149,9 +233,9 @@ class Clock:
             dense_ms, small_ms = interleaved_ms(runs, rounds=11, sure=0.01)
         return dense_ms, small_ms
 
-    def _drawn(self, steps: Sequence[Step]) -> nn.Module:
+    def _drawn(self, plan: Plan) -> nn.Module:
         dense = self.options.model
-        new, known = skeleton(dense, Plan(steps)), _tensors(dense)
+        new, known = skeleton(dense, plan), _tensors(dense)
         draw(new, torch.Generator(device_of(dense)).manual_seed(0))
         with torch.no_grad():
             for name, tensor in _tensors(new).items():
@@ -202,7 +286,20 @@ class Clock:
     def _of(self, modules: Sequence[nn.Module], names: Sequence[str]) -> Piece:
         layers = [self.options.graph.layers[name] for name in names]
         weight: Any = layers[0].module.weight
-        return Piece(tuple(modules), tuple(layer.calls for layer in layers), weight)
+        return Piece(tuple(modules), tuple(layer.calls for layer in layers), weight, self._stores_last)
+
+    @cached_property
+    def _stores_last(self) -> bool:
+        """Whether the network that is planned stores its kernels channels last, by choice or as the dense one does."""
+        return self.channels_last or self._stores_last_already
+
+    @property
+    def _stores_last_already(self) -> bool:
+        return any(stores_channels_last(weight) for weight in self._weights)
+
+    @property
+    def _weights(self) -> list[Any]:
+        return [layer.module.weight for layer in self.options.graph.layers.values()]
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -17,7 +17,7 @@ from tenfold._engines import Engine, layer_runner
 from tenfold._errors import TenfoldError
 from tenfold._factored import materialise
 from tenfold._latency import interleaved_ms
-from tenfold._layers import stores_channels_last
+from tenfold._layers import store_channels_last
 from tenfold._plan import Record
 from tenfold._resume import write_text
 from tenfold._run import on_meta
@@ -54,12 +54,8 @@ class Piece:
 
     modules: tuple[nn.Module, ...]  # their values do not matter
     calls: tuple[tuple[Call, ...], ...]
-    like: Tensor  # a weight of the dense layer, whose device and memory format all take
-
-    @property
-    def channels_last(self) -> bool:
-        """Whether convolutions of two axes store channels last."""
-        return stores_channels_last(self.like)
+    like: Tensor  # a weight of the dense layer, whose device all take
+    channels_last: bool  # whether convolutions of two axes store them, and get their inputs so
 
     @property
     def key(self) -> str:
@@ -77,7 +73,7 @@ class Piece:
             copied = on_meta(module)
             draw(copied, generator)
             if self.channels_last:
-                copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                store_channels_last(copied)
             found += [layer_runner(engine, copied, self._input(call, generator)) for call in own]
         return found
 
@@ -126,7 +122,7 @@ class Profile(Record):
 
 
 class Times:
-    """Milliseconds of pieces under one set of conditions, each measured once beside the dense layers it is to replace.
+    """Milliseconds of pieces and networks under one set of conditions, each measured once, beside the dense ones.
 
     They are kept in a file in the folder that `TENFOLD_CACHE` names, `~/.cache/tenfold` by default, one for each set of
     conditions.
@@ -149,6 +145,14 @@ class Times:
                 self.known[piece.key] = found * usual / measured[0]  # the machine may be slower or faster than it was
             self._write()
         return self.known[dense.key], [self.known[piece.key] for piece in others]
+
+    def network(self, key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+        """The times of a dense network and of another beside it; measured if they are not known."""
+        names = (f"{key}-dense", f"{key}-small")
+        if not all(name in self.known for name in names):
+            self.known.update(zip(names, measure(), strict=True))
+            self._write()
+        return self.known[names[0]], self.known[names[1]]
 
     def _measured(self, pieces: Sequence[Piece]) -> list[float]:
         runs = [piece.runs(self.engine) for piece in pieces]
