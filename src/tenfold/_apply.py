@@ -12,6 +12,7 @@ from tenfold._calibrate import Statistics
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._fit import made, make_up, metrics_of, missed_mean
+from tenfold._gauge import in_form
 from tenfold._layers import kind, store_channels_last, stores_channels_last
 from tenfold._method import Method, Site
 from tenfold._plan import Plan, Step
@@ -107,8 +108,8 @@ def _checked(model: nn.Module, step: Step) -> tuple[Site, Method]:
 
 
 def _put(model: nn.Module, site: Site, new: tuple[Factored, ...], form: str) -> None:
-    for dense, factored in zip(site.modules, new, strict=True):
-        factored.run_in(form)
+    for dense, each in zip(site.modules, new, strict=True):
+        factored = in_form(each, form)
         _like(dense, factored)
         replace_module(model, dense, factored)
 

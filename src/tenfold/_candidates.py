@@ -20,7 +20,9 @@ from tenfold._cost import LIMITED, Cost, layers_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
+from tenfold._factored import Factored
 from tenfold._fit import kept_curve, lost_altogether, metrics_of
+from tenfold._gauge import in_form
 from tenfold._judge import Evaluate, Judge
 from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Method, Site
@@ -35,14 +37,22 @@ from tenfold.methods import DEFAULT, FilterPruning, find
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A site and a method that serves it."""
+    """A site, a method that serves it, and the form in which it is to run."""
 
     site: Site
     method: Method
+    form: str = "factors"
 
     def step(self, rank: Rank) -> Step:
         """This candidate at a rank, as a step of a plan."""
-        return Step(layers=self.site.layers, method=MethodSpec.model_validate(self.method), rank=rank)
+        spec = MethodSpec.model_validate(self.method)
+        return Step(layers=self.site.layers, method=spec, rank=rank, form=self.form)
+
+    def skeleton(self, rank: Iterable[int]) -> list[Factored]:
+        """What stands in the place of the site's layers at a rank, on the meta device."""
+        with torch.device("meta"):
+            new = self.method.skeleton(self.site, tuple(int(entry) for entry in rank))
+            return [in_form(each, self.form) for each in new]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,14 +197,14 @@ class Options:
         """The cost of a candidate at each rank, less the cost of the dense layers."""
         layers = [self.graph.layers[name] for name in candidate.site.layers]
         alike = tuple((repr(layer.module), layer.module.weight.dtype, layer.calls) for layer in layers)
-        key = (candidate.method, alike, ranks.tobytes())
+        key = (candidate.method, candidate.form, alike, ranks.tobytes())
         if key not in self._prices:  # repeated blocks have the same prices
             self._prices[key] = priced(candidate, self.graph, ranks)
         return self._prices[key] - self.dense_cost(candidate)
 
     def _costs_of(self, step: Step) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         site = Site(step.layers, tuple(self.graph.layers[name].module for name in step.layers))
-        candidate = Candidate(site, find(step.method))
+        candidate = Candidate(site, find(step.method), step.form)
         dense = self.dense_cost(candidate)
         return dense, dense + self.change(candidate, np.array([step.rank]))[0]
 
@@ -344,9 +354,7 @@ def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDAr
     """
 
     def run(rank: Iterable[int]) -> NDArray[np.int64]:
-        with torch.device("meta"):
-            new = candidate.method.skeleton(candidate.site, tuple(int(entry) for entry in rank))
-        return layers_cost(new, [graph.layers[name].calls for name in candidate.site.layers])
+        return layers_cost(candidate.skeleton(rank), [graph.layers[name].calls for name in candidate.site.layers])
 
     if len(ranks) <= 2 ** ranks.shape[1] + 1:
         return np.array([run(rank) for rank in ranks])

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from math import isfinite
 from typing import Any
 
@@ -20,9 +21,9 @@ from tenfold._data import example_inputs
 from tenfold._engines import runner
 from tenfold._errors import TenfoldError
 from tenfold._latency import interleaved_ms
-from tenfold._layers import channels, factor, groups, kernel_size, stores_channels_last
+from tenfold._layers import channels, factor, groups, is_pointwise, kernel_size, stores_channels_last
 from tenfold._method import Site
-from tenfold._plan import MethodSpec, Plan, Rank, Record, Step
+from tenfold._plan import Plan, Rank, Record, Step
 from tenfold._progress import track
 from tenfold._pruning import Pruning
 from tenfold._run import device_of
@@ -108,7 +109,8 @@ class Clock:
 
         In nanoseconds, behind those of LIMITED.
         """
-        cheap = [ladder for each in self.options.ladders if len((ladder := each.cheaper()).ranks)]
+        forms = chain.from_iterable(map(self._forms, self.options.ladders))
+        cheap = [ladder for each in forms if len((ladder := each.cheaper()).ranks)]
         every = [self._with_times(ladder) for ladder in track(cheap, "times")]
         least: dict[str, float] = {}
         for ladder in every:
@@ -118,6 +120,17 @@ class Clock:
         self.options.slow.clear()
         self.options.slow.update({name: _SLOW for name, share in least.items() if share > faster})
         return [_at_most(ladder, faster) for ladder in every]
+
+    def _forms(self, ladder: Ladder) -> Iterator[Ladder]:
+        """The options as they are; and of compiled matrices in the row gauge: elsewhere its gather takes too long."""
+        yield ladder
+        layer, method = ladder.candidate.site.modules[0], ladder.candidate.method
+        compiled = self.is_here and self.times.conditions.engine == "compile"
+        if compiled and "gauge" in method.forms and is_pointwise(layer):
+            below = ladder.ranks[:, 0] < channels(layer)[1] // groups(layer)
+            candidate, ranks = replace(ladder.candidate, form="gauge"), ladder.ranks[below]
+            costs = self.options.change(candidate, ranks)
+            yield replace(ladder, candidate=candidate, ranks=ranks, errors=ladder.errors[below], costs=costs)
 
     @cached_property
     def pruning(self) -> Pruning | None:
@@ -273,12 +286,10 @@ class Clock:
 
     def _candidate(self, step: Step) -> Candidate:
         modules = tuple(self.options.graph.layers[name].module for name in step.layers)
-        return Candidate(Site(step.layers, modules), find(step.method))
+        return Candidate(Site(step.layers, modules), find(step.method), step.form)
 
     def _piece(self, candidate: Candidate, rank: Rank | NDArray[np.int64]) -> Piece:
-        with torch.device("meta"):
-            new = candidate.method.skeleton(candidate.site, tuple(int(entry) for entry in rank))
-        return self._of(new, candidate.site.layers)
+        return self._of(candidate.skeleton(rank), candidate.site.layers)
 
     def _dense(self, names: Sequence[str]) -> Piece:
         return self._of(tuple(self.options.graph.layers[name].module for name in names), names)
@@ -309,7 +320,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _is_of(step: Step, candidate: Candidate) -> bool:
     """Whether a step is one of the candidate's options."""
-    return step.layers == candidate.site.layers and step.method == MethodSpec.model_validate(candidate.method)
+    return step == candidate.step(step.rank)
 
 
 def _liked(rank: Rank) -> list[Rank]:

@@ -86,12 +86,15 @@ class Piece:
 
 
 def draw(model: nn.Module, generator: torch.Generator) -> None:
-    """Give a model on the meta device memory and small drawn values, where the generator is."""
+    """Give a model on the meta device memory and small drawn values, where the generator is; orders are drawn too."""
     materialise(model, generator.device)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point():
                 tensor.uniform_(-0.1, 0.1, generator=generator)
+            else:
+                order = torch.randperm(tensor.numel(), generator=generator, device=generator.device)
+                tensor.copy_(order.reshape(tensor.shape))
 
 
 class Profile(Record):

@@ -11,7 +11,8 @@ def test_mine():
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from contextlib import suppress
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from torch.func import functional_call
 
 from tenfold._candidates import Candidate, priced
 from tenfold._data import Inputs
+from tenfold._errors import TenfoldError
 from tenfold._factored import Factored, materialise
+from tenfold._gauge import in_form
 from tenfold._layers import matrices
 from tenfold._method import Method, Site
 from tenfold._plan import Rank
@@ -217,6 +220,20 @@ def price_is_the_skeletons(case: Case) -> None:
         assert costs[row][0] == sum(p.numel() for p in new.parameters())
 
 
+def forms_compute_the_same(case: Case) -> None:
+    """Whatever form the factors run in, they stand for the same weight and give the same, at the price of the form."""
+    (site,) = case.sites
+    for form, rank in product(case.method.forms[1:], case.ranks()[:-1]):
+        with suppress(TenfoldError):  # the form is not for this rank or layer
+            price = priced(Candidate(site, case.method, form), case.graph, np.array([rank]))
+            for new in case.new(rank):
+                expected, weight = new(case.input), new.weight
+                formed = in_form(new, form)
+                _close(formed(case.input), expected, 1e-9)
+                _close(formed.weight, weight, 1e-9)
+                assert price[0][0] == sum(p.numel() for p in formed.parameters())
+
+
 def looks_like_the_layer(case: Case) -> None:
     """Other code can read the layer's shape, and training reaches every factor."""
     for dense, new in case.pairs(case.ranks()[0]):
@@ -263,6 +280,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     fill_is_no_worse_than_the_curve,
     factors_compute_their_weight,
     price_is_the_skeletons,
+    forms_compute_the_same,
     looks_like_the_layer,
     follows_memory_formats,
     skeleton_draws_no_random_numbers,

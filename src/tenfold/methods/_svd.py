@@ -40,7 +40,7 @@ class SVD(Method):
 
     For Linear, Embedding and pointwise layers both are the same two layers. Serves these, and Conv and
     ConvTranspose 1d, 2d, 3d; the rank is one number, a group. Exact at full rank, min(O, IK) or min(I, OK) of one
-    group.
+    group. By outputs, the form "gauge" takes R^2 parameters and multiply-adds less below rank O, for a gather.
     """
 
     name: ClassVar[str] = "svd"
@@ -51,6 +51,10 @@ class SVD(Method):
     def __post_init__(self) -> None:
         if self.side not in ("output", "input"):
             raise TenfoldError(f'SVD has no side {self.side!r}; use "output" or "input".')
+
+    @property
+    def forms(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("factors", "gauge") if self.side == "output" else ("factors",)
 
     def unfoldings(self, site: Site) -> tuple[Tensor, ...]:
         weight_goik = matrices(site.modules[0])
