@@ -309,8 +309,8 @@ class Clock:
         return any(stores_channels_last(weight) for weight in self._weights)
 
     @property
-    def _weights(self) -> list[Any]:
-        return [layer.module.weight for layer in self.options.graph.layers.values()]
+    def _weights(self) -> list[Tensor]:
+        return [parameter for layer in self.options.graph.layers.values() for parameter in layer.module.parameters()]
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

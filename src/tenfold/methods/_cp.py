@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import ClassVar, Literal
@@ -12,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold._cp import alternating, cancellation, corrected, rebuilt, sliced, sliced_errors, split
+from tenfold._cp import alternating, cancellation, corrected, rebuilt, sliced, sliced_errors, split, squared_error
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, kernels, write, write_bias
-from tenfold._method import Curve, Method, Site, levels
+from tenfold._method import Curve, Method, Site
 from tenfold._metric import Metric
 from tenfold._plan import Rank
 
-# Multiply-adds that alternating sweeps may take, for a rank of the curve and for the weights: large layers get fewer.
-_CURVE_WORK, _FILL_WORK = 1e9, 2e11
-_CURVE_SWEEPS, _FILL_SWEEPS = 30, 100
-_SHORT = 10, 1e9  # sweeps and work before descent in the metric of the data
+# Alternating sweeps, and the multiply-adds that they may take, so that large layers get fewer: for a rank of the curve,
+# for the weights, and before descent in the metric of the data.
+_CURVE, _FILL, _SHORT = (30, 1e9), (100, 2e11), (10, 1e9)
+_TRIED = 12  # ranks of the curve
 _SLACK = 1.01  # by how much the correction of cancelling terms may raise the error
 _HEALTHY = 2.0  # summed squared norms of the terms over that of the weight, above which terms are corrected
 
@@ -62,12 +63,11 @@ class CP(Method):
         weight = self._weight(site)
         errors = sliced_errors(weight).sum(0)[1:].cpu().numpy()
         # The closed form is known at every rank. What alternating sweeps gain is found at some ranks; from each of
-        # them to the next, the closed form goes on with the residual, as `fill` does.
-        tried = _tried(len(errors))
-        for low, high in pairwise([*tried, len(errors) + 1]):
-            if sweeps := _sweeps(weight, low, _CURVE_SWEEPS, _CURVE_WORK):
-                rest = weight - rebuilt(alternating(weight, sliced(weight, low), sweeps))
-                errors[low - 1 : high - 1] = sliced_errors(rest).sum(0)[: high - low].cpu().numpy()
+        # them to the next, the closed form goes on with the residual, if that is better, as `fill` does.
+        for low, high in pairwise([*_tried(weight), len(errors) + 1]):
+            rest = weight - rebuilt(alternating(weight, sliced(weight, low), _sweeps(weight, low, *_CURVE)))
+            further = sliced_errors(rest).sum(0)[: high - low].cpu().numpy()
+            errors[low - 1 : high - 1] = np.minimum(errors[low - 1 : high - 1], further)
         # Alternating steps at a higher rank may get stuck above those at a lower one.
         errors = _SLACK * np.maximum.accumulate(errors[::-1])[::-1]
         return Curve(np.arange(1, len(errors) + 1)[:, None], errors[:, None])
@@ -91,8 +91,7 @@ class CP(Method):
 
     def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
         weight = self._weight(site)
-        sweeps = _sweeps(weight, rank[0], _FILL_SWEEPS, _FILL_WORK)
-        self._write(site, new[0], alternating(weight, self._start(weight, rank[0], self.full_rank(site)[0]), sweeps))
+        self._write(site, new[0], alternating(weight, _start(weight, rank[0]), _sweeps(weight, rank[0], *_FILL)))
 
     def _write(self, site: Site, factored: Factored, terms: list[Tensor]) -> None:
         weight = self._weight(site)
@@ -102,26 +101,30 @@ class CP(Method):
             write(module, values if module is factored[-1] else values.mT)
         write_bias(site.modules[0], factored)
 
-    def _start(self, weight: Tensor, rank: int, full: int) -> list[Tensor]:
-        """The best that the curve knows of: the fit of the tried rank below, and the closed form of what it leaves."""
-        low = max(tried for tried in _tried(full) if tried <= rank)
-        sweeps = _sweeps(weight, low, _CURVE_SWEEPS, _CURVE_WORK)
-        if not sweeps:
-            return sliced(weight, rank)
-        terms = alternating(weight, sliced(weight, low), sweeps)
-        if rank == low:
-            return terms
-        further = sliced(weight - rebuilt(terms), rank - low)
-        return [torch.cat(pair, -1) for pair in zip(terms, further, strict=True)]
-
     def _weight(self, site: Site) -> Tensor:
         """`(g, I, *kernel modes, O)` in float64."""
         weight = kernels(site.modules[0]).detach().double().movedim(1, -1)
         return weight.flatten(2, -2) if self.factors == 3 and weight.dim() > 3 else weight
 
 
-def _tried(full: int) -> list[int]:
-    return levels(full, 20).tolist()
+def _start(weight: Tensor, rank: int) -> list[Tensor]:
+    """The best that the curve knows of: the closed form, or that of what the fit of the tried rank below leaves."""
+    start = sliced(weight, rank)
+    low = max((tried for tried in _tried(weight) if tried <= rank), default=0)
+    if not low:
+        return start
+    terms = alternating(weight, sliced(weight, low), _sweeps(weight, low, *_CURVE))
+    if rank > low:
+        further = sliced(weight - rebuilt(terms), rank - low)
+        terms = [torch.cat(pair, -1) for pair in zip(terms, further, strict=True)]
+    return min(start, terms, key=partial(squared_error, weight))
+
+
+def _tried(weight: Tensor) -> list[int]:
+    """Ranks of a fortieth of the weight's size to all of it, as far as sweeps there are worth their work."""
+    most = weight[0].numel() / sum(weight.shape[1:])
+    ranks = np.unique(np.geomspace(max(most / 40, 1), max(most, 1), _TRIED).astype(np.int64)).tolist()
+    return [rank for rank in ranks if _sweeps(weight, rank, *_CURVE)]
 
 
 def _sweeps(weight: Tensor, rank: int, most: int, work: float) -> int:

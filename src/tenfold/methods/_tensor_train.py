@@ -37,6 +37,7 @@ from tenfold._tt import alternating, balanced_modes, clamped, rebuilt, tt_svd, u
 Modes = tuple[tuple[int, ...], tuple[int, ...]]
 
 _LEVELS = 16  # ranks on the curve, their sizes in equal ratios
+_BOUNDED = 0.25  # of the tensor's size
 _SWEEPS = 10
 
 
@@ -259,8 +260,8 @@ def _size(rank: Sequence[int], modes: Sequence[int]) -> int:
 
 
 def _error(tensor: Tensor, tails: Sequence[Tensor], rank: Sequence[int]) -> float:
-    """The squared error of TT-SVD; by its bound where the train is larger than the tensor, and dearest to find."""
-    if _size(rank, tensor.shape[1:]) >= tensor[0].numel():
+    """The squared error of TT-SVD; by its bound for large trains, where it is tight, and the error dear to find."""
+    if _size(rank, tensor.shape[1:]) >= _BOUNDED * tensor[0].numel():
         return sum(float(tail[entry]) for tail, entry in zip(tails, rank, strict=True))
     return float((rebuilt(tt_svd(tensor, rank)) - tensor).square().sum())
 
