@@ -16,9 +16,11 @@ from tenfold._rank_rules import EVBMF, Energy, Greedy, MinMax, Ranks
 from tenfold._recover import recover, reestimate_norms
 from tenfold._resume import resumable
 from tenfold._store import load, save
+from tenfold._stream import apply_to, with_weights
 from tenfold._times import Profile
 from tenfold._verify import Report, verify
 from tenfold._version import __version__
+from tenfold._workers import workers
 
 __all__ = [
     "EVBMF",
@@ -44,6 +46,7 @@ __all__ = [
     "TenfoldWarning",
     "__version__",
     "apply",
+    "apply_to",
     "calibrate",
     "compress",
     "export",
@@ -57,4 +60,6 @@ __all__ = [
     "resumable",
     "save",
     "verify",
+    "with_weights",
+    "workers",
 ]

@@ -1,11 +1,11 @@
 """Applying a plan: a new model, in which factored layers stand where dense ones stood."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tenfold import _removal
 from tenfold._calibrate import Statistics
@@ -15,9 +15,9 @@ from tenfold._fit import made, make_up, metrics_of, missed_mean
 from tenfold._gauge import in_form
 from tenfold._layers import kind, store_channels_last, stores_channels_last
 from tenfold._method import Method, Site
-from tenfold._plan import Plan, Step
-from tenfold._progress import track
+from tenfold._plan import Plan, Rank, Step
 from tenfold._run import on_meta, unwrapped
+from tenfold._workers import each
 from tenfold.methods import find
 
 
@@ -33,21 +33,63 @@ def apply(model: nn.Module, plan: Plan, statistics: Statistics | None = None) ->
     """
     model = unwrapped(model)
     plan.check_made_for(model)
-    new = copy.deepcopy(model)
+    modules = dict(model.named_modules())
+    replaced = [modules[name] for step in plan.steps for name in step.layers if name in modules and not step.links]
+    new = sharing(model, replaced, plan)
     taken(new, plan.steps, statistics)
     if plan.channels_last:
         store_channels_last(new)
     return new
 
 
-def taken(model: nn.Module, steps: Iterable[Step], statistics: Statistics | None) -> Statistics | None:
-    """Take steps on the model itself; what the statistics tell about the layers that are left."""
-    for step in track([*steps], "factors"):
-        if step.links:
+def sharing(model: nn.Module, modules: Iterable[nn.Module], plan: Plan) -> nn.Module:
+    """A copy of the model in which these modules hold the same matrices and kernels, where the plan changes none."""
+    pruned = {link.module for step in plan.steps for link in step.links}
+    changed = {id(p) for name, module in model.named_modules() if name in pruned for p in module.parameters()}
+    shared = (p for module in modules for p in module.parameters(recurse=False) if p.dim() > 1 and id(p) not in changed)
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
+
+
+def taken(
+    model: nn.Module,
+    steps: Sequence[Step],
+    statistics: Statistics | None,
+    put: Callable[[Step], None] | None = None,
+) -> Statistics | None:
+    """Take steps on the model itself; what the statistics tell about the layers that are left.
+
+    `put` is called with every step that replaces layers, when what stands there is not used by any other.
+    """
+    for group in _independent(steps):
+        if group[0].links:
+            (step,) = group
             statistics = _removal.take(model, step, statistics)
-        else:
-            _replace(model, step, statistics)
+            continue
+        sites = [_checked(model, step) for step in group]
+        pieces = [
+            (method, site, step.rank, statistics and statistics.of(site.layers))
+            for step, (site, method) in zip(group, sites, strict=True)
+        ]
+        for step, (site, _), (new, missed) in zip(group, sites, each("factors", fitted, pieces), strict=True):
+            _make_up(model, site, new, missed, statistics)
+            _put(model, site, new, step.form)
+            if put is not None:
+                put(step)
     return statistics
+
+
+def _independent(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """The steps in order, in groups that do not build on each other; one that removes filters stands alone."""
+    group: list[Step] = []
+    for step in steps:
+        names = tuple(name for other in group for name in other.layers)
+        inside = any(name == other or name.startswith(f"{other}.") for name in step.layers for other in names)
+        if group and (step.links or group[0].links or inside):
+            yield group
+            group = []
+        group.append(step)
+    if group:
+        yield group
 
 
 def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
@@ -75,16 +117,28 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _replace(model: nn.Module, step: Step, statistics: Statistics | None) -> None:
-    site, method = _checked(model, step)
+def fitted(
+    method: Method, site: Site, rank: Rank, statistics: Statistics | None
+) -> tuple[tuple[Factored, ...], list[Tensor | None]]:
+    """What stands in the place of a site's layers, and by how much each one's outputs fall short in the mean."""
     metrics = metrics_of(site, statistics)
-    new = made(method, site, step.rank, metrics)
-    for name, dense, factored, metric in zip(site.layers, site.modules, new, metrics or (), strict=bool(metrics)):
-        missed = missed_mean(dense, factored, metric)
-        if missed is not None:
+    new = made(method, site, rank, metrics)
+    if metrics is None:
+        return new, [None] * len(new)
+    return new, [missed_mean(*one) for one in zip(site.modules, new, metrics, strict=True)]
+
+
+def _make_up(
+    model: nn.Module,
+    site: Site,
+    new: tuple[Factored, ...],
+    missed: Sequence[Tensor | None],
+    statistics: Statistics | None,
+) -> None:
+    for name, factored, less in zip(site.layers, new, missed, strict=True):
+        if less is not None:
             norm = statistics.layers[name].norm  # type: ignore[union-attr]
-            make_up(missed, factored.bias, None if norm is None else model.get_submodule(norm))
-    _put(model, site, new, step.form)
+            make_up(less, factored.bias, None if norm is None else model.get_submodule(norm))
 
 
 def _checked(model: nn.Module, step: Step) -> tuple[Site, Method]:
@@ -108,8 +162,8 @@ def _checked(model: nn.Module, step: Step) -> tuple[Site, Method]:
 
 
 def _put(model: nn.Module, site: Site, new: tuple[Factored, ...], form: str) -> None:
-    for dense, each in zip(site.modules, new, strict=True):
-        factored = in_form(each, form)
+    for dense, chain in zip(site.modules, new, strict=True):
+        factored = in_form(chain, form)
         _like(dense, factored)
         replace_module(model, dense, factored)
 

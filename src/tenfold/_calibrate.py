@@ -104,6 +104,10 @@ class Statistics:
             raise TenfoldError("these statistics are of different layers; add what came from one network.")
         return Statistics({name: layer + other.layers[name] for name, layer in self.layers.items()})
 
+    def of(self, names: Iterable[str]) -> "Statistics":
+        """What was told about these layers."""
+        return Statistics({name: self.layers[name] for name in names if name in self.layers})
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, in one step."""
         write_tensors(Path(path), self._packed())

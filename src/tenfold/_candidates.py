@@ -25,13 +25,13 @@ from tenfold._fit import kept_curve, lost_altogether, metrics_of
 from tenfold._gauge import in_form
 from tenfold._judge import Evaluate, Judge
 from tenfold._layers import LAYERS, full_name, kind
-from tenfold._method import Method, Site
+from tenfold._method import Curve, Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
-from tenfold._progress import track
 from tenfold._pruning import Pruning
 from tenfold._run import unwrapped
 from tenfold._times import Profile
 from tenfold._trace import Graph, trace
+from tenfold._workers import each
 from tenfold.methods import DEFAULT, FilterPruning, find
 
 
@@ -52,7 +52,7 @@ class Candidate:
         """What stands in the place of the site's layers at a rank, on the meta device."""
         with torch.device("meta"):
             new = self.method.skeleton(self.site, tuple(int(entry) for entry in rank))
-            return [in_form(each, self.form) for each in new]
+            return [in_form(factored, self.form) for factored in new]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +176,9 @@ class Options:
     @cached_property
     def ladders(self) -> tuple[Ladder, ...]:
         """Error and cost of every option of every candidate."""
-        return tuple(self._ladder(candidate) for candidate in track(self.candidates, "curves"))
+        told = self.statistics
+        pieces = [(some.method, some.site, told and told.of(some.site.layers)) for some in self.candidates]
+        return tuple(map(self._ladder, self.candidates, each("curves", errors_of, pieces)))
 
     @cached_property
     def dense_costs(self) -> dict[str, NDArray[np.int64]]:
@@ -248,16 +250,21 @@ class Options:
         least = dense + int(ladder.costs[:, 0].min())
         return f"no rank is cheaper: the least takes {least:,} parameters; dense takes {dense:,}"
 
-    def _ladder(self, candidate: Candidate) -> Ladder:
-        metrics = metrics_of(candidate.site, self.statistics)
-        curve = kept_curve(candidate.method, candidate.site, metrics)
-        if metrics is None:
-            norms = [torch.linalg.vector_norm(m.weight.detach(), dtype=torch.float64) for m in candidate.site.modules]
-            whole, moves = np.array([float(norm) ** 2 for norm in norms]), None
-        else:
-            whole = moves = lost_altogether(candidate.site, metrics)
+    def _ladder(self, candidate: Candidate, found: tuple[Curve, NDArray[np.float64], bool]) -> Ladder:
+        curve, whole, is_told = found
         errors, changes = curve.errors / np.maximum(whole, 1e-300), self.change(candidate, curve.ranks)
+        moves = whole if is_told else None
         return Ladder(candidate, curve.ranks, errors, changes, self.dense_cost(candidate), moves)
+
+
+def errors_of(method: Method, site: Site, statistics: Statistics | None) -> tuple[Curve, NDArray[np.float64], bool]:
+    """The curve, what it counts to lose each of the site's layers altogether, and whether that is in their outputs."""
+    metrics = metrics_of(site, statistics)
+    curve = kept_curve(method, site, metrics)
+    if metrics is not None:
+        return curve, lost_altogether(site, metrics), True
+    norms = [torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64) for module in site.modules]
+    return curve, np.array([float(norm) ** 2 for norm in norms]), False
 
 
 def options(

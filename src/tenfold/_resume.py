@@ -54,6 +54,12 @@ def remembered() -> Iterator[None]:
         yield
 
 
+def keeping() -> str | None:
+    """The folder in which finished work is kept now, if any."""
+    folder = _folder.get()
+    return None if folder is None else str(folder.absolute())
+
+
 def forget(folder: Path) -> None:
     """Delete what `resumable` and training in rounds kept in a folder, and the folder if nothing else is in it."""
     for pattern in ("*-" + 32 * "[0-9a-f]" + ".safetensors", "round-*/checkpoint.safetensors"):

@@ -57,10 +57,11 @@ def _fold(module: nn.Module) -> None:
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy on the meta device: every shape, no values."""
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, {key: _empty(tensor) for key, tensor in tensors.items()})
+    return copy.deepcopy(model, {key: without_values(tensor) for key, tensor in tensors.items()})
 
 
-def _empty(tensor: torch.Tensor) -> torch.Tensor:
+def without_values(tensor: torch.Tensor) -> torch.Tensor:
+    """The same on the meta device."""
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 

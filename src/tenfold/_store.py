@@ -1,17 +1,16 @@
-"""A compressed model as a folder: `model.safetensors`, `plan.json`, `report.json`. No pickle anywhere."""
+"""A compressed model as a folder: weights in safetensors, `plan.json`, `report.json`. No pickle anywhere."""
 
 import json
 import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tenfold._apply import skeleton
@@ -19,10 +18,11 @@ from tenfold._errors import TenfoldError, first_line
 from tenfold._export import load_pt2
 from tenfold._layers import stores_channels_last
 from tenfold._plan import Plan, Record
+from tenfold._shards import INDEX, WEIGHTS, Shards, is_shard, mapped
 from tenfold._sources import build_model
 from tenfold._verify import Report
 
-_WEIGHTS, _PLAN, _REPORT, _EXPORTED = "model.safetensors", "plan.json", "report.json", "model.pt2"
+PLAN, REPORT, _EXPORTED = "plan.json", "report.json", "model.pt2"
 _SETTING = "setting.json"
 
 
@@ -31,18 +31,20 @@ def save(
 ) -> None:
     """Write a folder from which `load` rebuilds the model. It appears whole or not at all.
 
-    Tensors that several layers share are stored once. A folder that holds an earlier save is replaced. `setting` is
-    what made the model, where that was a file of settings.
+    Tensors that several layers share are stored once, and in several files with an index where they take more than
+    5 GB. A folder that holds an earlier save is replaced. `setting` is what made the model, where that was a file of
+    settings.
 
     Raises:
         TenfoldError: if `folder` holds anything else.
     """
     with new_folder(folder) as path:
-        tensors = {names[0]: tensor.detach().contiguous() for names, tensor in _tensors(model)}
-        save_file(tensors, path / _WEIGHTS, metadata={"format": "pt"})
-        (path / _PLAN).write_text(plan.dumps())
+        shards = Shards(path)
+        shards.add({names[0]: tensor for names, tensor in tensors_of(model)})
+        shards.finish()
+        (path / PLAN).write_text(plan.dumps())
         if report is not None:
-            (path / _REPORT).write_text(report.dumps())
+            (path / REPORT).write_text(report.dumps())
         if setting is not None:
             (path / _SETTING).write_text(setting.model_dump_json(indent=2) + "\n")
 
@@ -60,7 +62,7 @@ def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
         TenfoldError: if a file is missing, damaged or for another network.
     """
     path = Path(folder)
-    plan = load_plan(path / _PLAN)
+    plan = load_plan(path / PLAN)
     if dense is None:
         if plan.reference is None and (path / _EXPORTED).is_file():
             return load_pt2(path / _EXPORTED)
@@ -69,9 +71,9 @@ def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
                 f"{path} does not say how to build the network and holds no {_EXPORTED}; give it: load(folder, dense)."
             )
         dense = build_model(plan.reference)
-    tensors = read_tensors(path / _WEIGHTS)
+    tensors = read_tensors(path)
     new = skeleton(dense, plan)
-    _assign(new, tensors, path / _WEIGHTS)
+    assign(new, tensors, path)
     return new.eval()
 
 
@@ -86,20 +88,15 @@ def load_plan(path: str | Path) -> Plan:
 
 def load_report(folder: str | Path) -> Report:
     """Read the `report.json` of a folder."""
-    path = Path(folder) / _REPORT
+    path = Path(folder) / REPORT
     return Report.loads(_read(path), name=str(path))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a `.safetensors` file."""
-    if not path.is_file():
-        raise TenfoldError(f"there is no file {path}.")
-    try:
-        # Cloned, because the file's own memory is not aligned as torch's is, and kernels chosen by alignment round
-        # differently.
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except SafetensorError as error:
-        raise TenfoldError(f"{path} cannot be read: {error}. It is truncated or no safetensors file.") from None
+    """Read a `.safetensors` file, or what `mapped` takes."""
+    # Cloned, because the file's own memory is not aligned as torch's is, and kernels chosen by alignment round
+    # differently.
+    return {name: tensor.clone() for name, tensor in mapped(path).items()}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -156,12 +153,12 @@ def refuse_taken(folder: str | Path) -> None:
     path = Path(folder)
     if path.is_file():
         raise TenfoldError(f"{path} is a file; name a folder.")
-    ours = (_WEIGHTS, _PLAN, _REPORT, _SETTING, _EXPORTED)  # the last is of the earlier model, and goes with it
-    if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in ours)):
+    ours = (WEIGHTS, INDEX, PLAN, REPORT, _SETTING, _EXPORTED)  # the last is of the earlier model, and goes with it
+    if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in ours and not is_shard(p))):
         raise TenfoldError(f"{path} holds other files ({others[0]}); name a new folder.")
 
 
-def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+def tensors_of(model: nn.Module) -> list[tuple[list[str], Tensor]]:
     """Every parameter and buffer, each once, with all its names.
 
     Buffers that state dicts leave out are here too, so that a model on the meta device can be filled.
@@ -176,13 +173,20 @@ def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:
     return [(names[key], tensor) for key, tensor in tensors.items()]
 
 
-def _assign(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    expected = _tensors(model)
+def assign(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put tensors in the places of a model's own of the same names; those with values may keep them.
+
+    Raises:
+        TenfoldError: if a tensor is missing, unknown, or of another shape.
+    """
+    expected = tensors_of(model)
     unknown = tensors.keys() - {name for names, _ in expected for name in names}
     if unknown:
         raise TenfoldError(f"{path} holds {sorted(unknown)[0]}, which the planned network does not have.")
     for names, old in expected:
         value = next((tensors[name] for name in names if name in tensors), None)
+        if value is None and not old.is_meta:
+            continue
         if value is None:
             raise TenfoldError(f"{path} lacks {names[0]}; it does not belong to this plan.")
         if value.shape != old.shape:
@@ -190,10 +194,15 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         if stores_channels_last(old):
             value = value.contiguous(memory_format=torch.channels_last)
         new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
-        for name in names:
-            parent, _, attribute = name.rpartition(".")
-            module = model.get_submodule(parent)
-            (module._parameters if isinstance(old, nn.Parameter) else module._buffers)[attribute] = new  # type: ignore[assignment]
+        put_tensor(model, names, new)
+
+
+def put_tensor(model: nn.Module, names: Iterable[str], tensor: Tensor) -> None:
+    """Let a model have a tensor under these names."""
+    for name in names:
+        owner, _, own = name.rpartition(".")
+        module: Any = model.get_submodule(owner)
+        (module._parameters if own in module._parameters else module._buffers)[own] = tensor
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,93 @@
+"""Independent pieces of work: one after the other in this process, or spread over the workers of a Ray cluster."""
+
+import logging
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenfold._errors import TenfoldError, first_line
+from tenfold._progress import track
+from tenfold._resume import keeping, resumable
+
+_cluster: ContextVar[Any] = ContextVar("tenfold_workers", default=None)
+
+_AHEAD = 2  # pieces for each worker that are handed out before the first comes back
+
+
+@contextmanager
+def workers(address: str) -> Iterator[None]:
+    """Inside, statistics, curves and factors are found by the workers of a Ray cluster, layer by layer.
+
+    What comes of it is the same bit for bit as in one process, on machines of the same kind: every piece runs with as
+    many threads as torch has here. A piece whose worker is lost is done again by another. Needs `tenfold[ray]`.
+
+    Args:
+        address: of a running cluster, `"auto"` for the one that this machine belongs to, or `"local"` to start one
+            here that ends with the block. On every machine of it this package is installed.
+
+    Raises:
+        TenfoldError: if Ray is not installed, or there is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise TenfoldError("workers need Ray: pip install tenfold[ray].") from None
+    started = not ray.is_initialized()
+    if started:
+        _start(ray, address)
+    token = _cluster.set(ray)
+    try:
+        yield
+    finally:
+        _cluster.reset(token)
+        if started:
+            ray.shutdown()
+
+
+def _start(ray: Any, address: str) -> None:
+    imports = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+    try:
+        if ":" in address:  # Ray itself tries for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(
+            None if address == "local" else address,
+            runtime_env={"env_vars": {"PYTHONPATH": imports}},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TenfoldError(f'there is no Ray cluster at "{address}": {first_line(error)}') from None
+
+
+def each(what: str, work: Callable[..., Any], pieces: Sequence[Sequence[Any]]) -> Iterator[Any]:
+    """`work(*piece)` for every piece, in order; inside `workers` by them, so `work` is a function of a module.
+
+    Few pieces at a time are sent, so that what they hold need not fit into memory together.
+    """
+    ray = _cluster.get()
+    if ray is None:
+        yield from (work(*piece) for piece in track(pieces, what))
+        return
+    threads, folder, left = torch.get_num_threads(), keeping(), iter(pieces)
+    there = ray.remote(num_cpus=threads, max_retries=-1)(_done)
+    ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) // threads))
+    waiting: deque[Any] = deque()
+    for _ in track(range(len(pieces)), what):
+        waiting.extend(there.remote(work, threads, folder, *piece) for piece in islice(left, ahead - len(waiting)))
+        yield ray.get(waiting.popleft())
+
+
+def _done(work: Callable[..., Any], threads: int, folder: str | None, *piece: Any) -> Any:
+    torch.set_num_threads(threads)  # the process is the cluster's
+    with nullcontext() if folder is None else resumable(folder):
+        return work(*piece)

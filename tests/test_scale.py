@@ -1,0 +1,229 @@
+"""Networks that lie in files and are spread over workers come to the same as in memory and one process."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from nets import images, randomised, small_cnn
+from torch import nn
+
+import tenfold
+from tenfold import Budget, Plan, TenfoldError, _shards, _workers
+from tenfold._plan import Step
+from tenfold.methods import CP, SVD, FilterPruning, JointSVD, SpatialSVD, Tucker
+
+NET, X = randomised(small_cnn()), images(2, 3, 16, 16)
+METHODS = [SVD(), SpatialSVD(), Tucker(), CP()]
+
+
+class Tied(nn.Module):
+    """Blocks with an embedding that is the head, a buffer that state dicts leave out, and an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 32), nn.Linear(32, 50, bias=False)
+        self.head.weight = self.embed.weight
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)) for _ in range(3))
+        self.lstm = nn.LSTM(32, 32, batch_first=True)
+        self.register_buffer("places", torch.linspace(0, 1, 32), persistent=False)
+
+    def forward(self, ids):
+        x = self.embed(ids) + self.places
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(self.lstm(x)[0])
+
+
+IDS = torch.arange(20).reshape(2, 10)
+
+
+def tied():
+    return randomised(Tied())
+
+
+def written(folder, model, most=20_000):
+    """The weights as the Hugging Face hub has them: several files and an index."""
+    folder.mkdir()
+    shards, seen = _shards.Shards(folder, most), {}
+    for name, tensor in model.state_dict().items():
+        if seen.setdefault(tensor.data_ptr(), name) == name:
+            shards.add({name: tensor})
+    shards.finish()
+    return folder
+
+
+def on_meta(build):
+    """Parameters without values; buffers, which no file may hold, with theirs."""
+    model = build()
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.detach().to("meta"))
+    if isinstance(model, Tied):
+        model.head.weight = model.embed.weight
+    return model
+
+
+def test_weights_are_read_where_they_are_needed(tmp_path):
+    net = tied()
+    folder = written(tmp_path / "weights", net)
+    index = json.loads((folder / _shards.INDEX).read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    assert index["metadata"]["total_size"] == sum(p.nbytes for p in net.parameters())
+    for path in (folder, folder / _shards.INDEX):
+        found = tenfold.with_weights(on_meta(Tied), path)
+        assert torch.equal(found(IDS), net(IDS))
+        assert found.head.weight is found.embed.weight
+    whole = written(tmp_path / "one", net, most=10**9)
+    assert [file.name for file in whole.iterdir()] == [_shards.WEIGHTS]
+    assert torch.equal(tenfold.with_weights(net, whole / _shards.WEIGHTS)(IDS), net(IDS))
+    with torch.no_grad():
+        found.embed.weight.zero_()  # the files stay as they are
+    assert torch.equal(tenfold.with_weights(on_meta(Tied), folder)(IDS), net(IDS))
+
+
+def test_files_that_are_wrong_are_refused(tmp_path):
+    folder = written(tmp_path / "weights", tied())
+    files = sorted(folder.glob("model-*"))
+    files[1].rename(folder / "elsewhere")
+    with pytest.raises(TenfoldError, match=rf"there is no file .*{files[1].name}"):
+        tenfold.with_weights(tied(), folder)
+    files[1].write_bytes((folder / "elsewhere").read_bytes()[:100])
+    with pytest.raises(TenfoldError, match="truncated or no safetensors file"):
+        tenfold.with_weights(tied(), folder)
+    files[1].write_bytes(files[0].read_bytes())
+    with pytest.raises(TenfoldError, match="is no index of safetensors files, or one lacks"):
+        tenfold.with_weights(tied(), folder)
+    for text in ("{", "[]", '{"weight_map": 3}'):
+        (folder / _shards.INDEX).write_text(text)
+        with pytest.raises(TenfoldError, match="is no index"):
+            tenfold.with_weights(tied(), folder)
+    with pytest.raises(TenfoldError, match="there is no file"):
+        tenfold.with_weights(tied(), tmp_path / "nowhere")
+    other = written(tmp_path / "other", small_cnn())
+    with pytest.raises(TenfoldError, match=r"holds .*, which the planned network does not have"):
+        tenfold.with_weights(tied(), other)
+
+
+def plans(found):
+    return [found.plan(Budget(params=0.8)), found.plan(Budget(params=0.55)), Plan()]
+
+
+@pytest.mark.parametrize("most", [3_000, 10**9])
+def test_layer_by_layer_into_files_is_what_apply_and_save_write(tmp_path, most):
+    net = tied()
+    lying = tenfold.with_weights(on_meta(Tied), written(tmp_path / "weights", net))
+    for number, plan in enumerate(plans(tenfold.options(lying, example=IDS, methods=[SVD(), JointSVD()]))):
+        folder, plain = tmp_path / f"small-{number}", tmp_path / f"plain-{number}"
+        tenfold.apply_to(folder, lying, plan, shard_bytes=most)
+        small = tenfold.apply(net, plan)
+        tenfold.save(plain, small, plan)
+        assert (len([*folder.glob("*.safetensors")]) > 1) == (most == 3_000)
+        assert all(file.stat().st_size < most + 30_000 for file in folder.glob("*.safetensors"))
+        for loaded in (tenfold.load(folder, net), tenfold.load(plain, net)):
+            assert torch.equal(loaded(IDS), small(IDS))
+            assert [*loaded.state_dict()] == [*small.state_dict()]
+    assert torch.equal(lying(IDS), net(IDS))
+
+
+def test_filters_data_and_plans_in_rounds_go_into_files_too(tmp_path):
+    pytest.importorskip("torch_pruning")
+    data = [images(16, 3, 16, 16, seed=seed) for seed in range(4)]
+    told = tenfold.calibrate(NET, data)
+    before = copy.deepcopy(NET.state_dict())
+    first = tenfold.plan(NET, Budget(params=0.6), example=X, methods=[FilterPruning(), *METHODS], statistics=told)
+    inner = Plan([Step(layers=(f"{first.steps[-1].layers[0]}.0",), method=SVD(), rank=(1,))])
+    plan = Plan(first.steps + inner.steps)
+    tenfold.apply_to(tmp_path / "small", NET, plan, told, shard_bytes=4_000)
+    small = tenfold.apply(NET, plan, told)
+    assert torch.equal(tenfold.load(tmp_path / "small", NET)(X), small(X))
+    assert all(torch.equal(value, before[name]) for name, value in NET.state_dict().items())
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TenfoldError, match="holds other files"):
+        tenfold.apply_to(tmp_path, NET, Plan())
+    folder = tmp_path / "small"
+    tenfold.apply_to(folder, NET, Plan(), shard_bytes=3_000)
+    tenfold.save(folder, NET, Plan())  # over several files of an earlier save
+    assert not [*folder.glob("model-*")]
+
+
+@pytest.fixture(scope="module")
+def ray():
+    ray = pytest.importorskip("ray")
+    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    settings = {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
+    ray.init(num_cpus=2, log_to_driver=False, **settings)
+    yield ray
+    ray.shutdown()
+
+
+def outcome(model, **more):
+    told = tenfold.calibrate(model, [images(16, 3, 16, 16, seed=seed) for seed in range(3)])
+    found = tenfold.options(model, example=X, methods=METHODS, **more)
+    plain = found.plan(Budget(params=0.5))
+    fitted = tenfold.options(model, example=X, methods=METHODS, statistics=told, **more).plan(Budget(params=0.5))
+    return plain, fitted, tenfold.apply(model, plain).state_dict(), tenfold.apply(model, fitted, told).state_dict()
+
+
+def same(first, second):
+    return [*first] == [*second] and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_workers_come_to_the_same_bit_for_bit(ray, tmp_path, keep):
+    alone = outcome(NET)
+    with tenfold.workers("auto"):
+        if keep:
+            with tenfold.resumable(tmp_path):
+                together = outcome(NET)
+                again = outcome(NET)
+            assert [*tmp_path.glob("curve-*")]
+            assert [*tmp_path.glob("factors-*")]
+            assert again[0] == together[0]
+        else:
+            together = outcome(NET)
+    assert together[:2] == alone[:2]
+    assert same(together[2], alone[2])
+    assert same(together[3], alone[3])
+    assert ray.is_initialized()  # it was there before
+
+
+def killing(folder, number):
+    """A piece of work whose first worker is lost half-way."""
+    place = folder / f"{number}"
+    if number == 3 and not place.exists():
+        place.write_text("once")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number, torch.get_num_threads()
+
+
+def test_a_lost_worker_loses_no_work(ray, tmp_path):
+    pieces = [(tmp_path, number) for number in range(8)]
+    with tenfold.workers("auto"):
+        found = [*_workers.each("pieces", killing, pieces)]
+    assert found == [(number, torch.get_num_threads()) for number in range(8)]
+    assert (tmp_path / "3").exists()
+
+
+def failing(number):
+    raise TenfoldError(f"no {number}")
+
+
+def test_what_a_piece_says_is_heard(ray):
+    with tenfold.workers("auto"), pytest.raises(TenfoldError, match="no 7"):
+        [*_workers.each("pieces", failing, [(7,)])]
+
+
+def test_no_cluster_is_refused():
+    pytest.importorskip("ray")
+    code = "import tenfold\nwith tenfold.workers('127.0.0.1:9'):\n    pass\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert 'TenfoldError: there is no Ray cluster at "127.0.0.1:9"' in done.stderr
