@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,11 @@ class Tied(nn.Module):
 
 
 IDS = torch.arange(20).reshape(2, 10)
+
+
+def ids():
+    """For the command line."""
+    return IDS
 
 
 def tied():
@@ -227,3 +233,32 @@ def test_no_cluster_is_refused():
     code = "import tenfold\nwith tenfold.workers('127.0.0.1:9'):\n    pass\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert 'TenfoldError: there is no Ray cluster at "127.0.0.1:9"' in done.stderr
+
+
+def test_the_command_line_with_shards_and_workers(tmp_path):
+    """Parameters are never made before they are read; the outcome is that of one process and one file."""
+    pytest.importorskip("ray")
+    here = str(Path(__file__).parent)
+    (tmp_path / "mine.py").write_text(f"import sys\nsys.path.insert(0, {here!r})\nfrom test_scale import Tied, ids\n")
+    written(tmp_path / "shards", tied())
+    run = [sys.executable, "-c", "from tenfold._cli import main; main()"]
+    command = [*run, "compress", "mine:Tied", "--example", "mine:ids", "--params", "60%", "--methods", "svd"]
+    written(tmp_path / "one", tied(), most=10**9)
+    for out, weights, more in (
+        ("a", "shards", ()),
+        ("b", "shards", ("--ray", "local")),
+        ("c", "one/model.safetensors", ()),
+    ):
+        done = subprocess.run(
+            [*command, "--weights", weights, "--out", out, *more],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"Written to {out}: weights, plan.json, report.json." in done.stdout
+        assert (tmp_path / out / "report.json").is_file()
+    nets = [tenfold.load(tmp_path / out, Tied()) for out in "abc"]
+    assert (tmp_path / "a" / "plan.json").read_text() == (tmp_path / "b" / "plan.json").read_text()
+    assert all(torch.equal(net(IDS), nets[0](IDS)) for net in nets)

@@ -113,7 +113,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("tenfold._store.save_file", full)
+    monkeypatch.setattr("tenfold._shards.save_file", full)
     with pytest.raises(OSError, match="no space"):
         tenfold.save(tmp_path / "small", small_cnn(), tenfold.Plan())
     assert list(tmp_path.iterdir()) == []

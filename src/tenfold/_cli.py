@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from tenfold._batches import IMAGENET, collated, read_batches, read_examples
 from tenfold._budget import Budget
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
-from tenfold._compress import carry_out, check_recovery
+from tenfold._compress import carry_into, carry_out, check_recovery
 from tenfold._data import example_inputs
 from tenfold._demo import run_demo
 from tenfold._engines import check_engine
@@ -33,10 +33,12 @@ from tenfold._progress import listening
 from tenfold._rank_rules import Energy
 from tenfold._resume import forget, resumable, write_text
 from tenfold._sources import build_model, named
-from tenfold._store import load, load_plan, read_weights, refuse_taken, save
+from tenfold._store import load, load_plan, read_weights, refuse_taken, save, tensors_of
+from tenfold._stream import with_weights
 from tenfold._times import Profile
 from tenfold._verify import verify
 from tenfold._version import __version__
+from tenfold._workers import workers
 from tenfold.methods import CP, SVD, FilterPruning, JointSVD, SpatialSVD, TensorTrain, Tucker
 from tenfold.train import progressive
 from tenfold.train._setting import Setting
@@ -61,7 +63,10 @@ Model = Annotated[
         help="package.module:callable, timm:NAME, torchvision:NAME or transformers:CONFIG.", metavar="MODEL"
     ),
 ]
-Weights = Annotated[Path | None, typer.Option(help=".safetensors, or .pt with a plain state dict.", metavar="FILE")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help=".safetensors, .pt with a plain state dict, or a folder of shards.", metavar="FILE"),
+]
 Input = Annotated[
     list[str] | None,
     typer.Option(help="Shape of the input: 1,3,32,32, or NAME:DTYPE:1,128, once for each.", metavar="SHAPE"),
@@ -105,6 +110,10 @@ Recover = Annotated[str, typer.Option(help="With data: refit, blocks, auto or no
 Evaluate = Annotated[
     str | None,
     typer.Option(help="module:fn; fn(model) returns a number, or one an example; higher is better.", metavar="FN"),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--ray", help="Spread the work: auto, local, or the address of a Ray cluster.", metavar="ADDRESS"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", metavar="DEVICE")]
 Saved = Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", metavar="FOLDER")]
@@ -214,6 +223,7 @@ def plan(
     mean: Mean = _MEAN,
     std: Std = _STD,
     work: Work = None,
+    ray: Cluster = None,
     file: Annotated[Path | None, typer.Option("--out", help="Write the plan here.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
@@ -228,7 +238,7 @@ def plan(
     score = named(evaluate) if evaluate else None
     check_evaluate(target, score)
     net, inputs = _model(model, weights), _example(input, example)
-    with _working(work, file):
+    with _working(work, file), _spread(ray):
         batches = _batches(data, calibration, inputs, mean, std)
         found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine, times=times)
         chosen = found.plan(target, evaluate=score).model_copy(update={"reference": model})
@@ -269,6 +279,7 @@ def compress(
     evaluate: Evaluate = None,
     device: Device = "cpu",
     work: Work = None,
+    ray: Cluster = None,
     as_json: Json = False,
 ) -> None:
     """Make a network smaller and leave it in a folder.
@@ -287,10 +298,14 @@ def compress(
     net, inputs = _model(model, weights).to(_device(device)), _example(input, example)
     batches = _batches(data, calibration, inputs, mean, std)
     check_recovery(batches, recover)
-    with _working(work, folder):
+    with _working(work, folder), _spread(ray):
         found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine, times=times)
-        result = carry_out(target, found, example=inputs, calibration=batches, evaluate=score, how=recover)
-        save(folder, result.model, result.plan.model_copy(update={"reference": model}), result.report)
+        task: dict[str, Any] = {"example": inputs, "calibration": batches, "evaluate": score}
+        if _lies_in_shards(weights):
+            result = carry_into(folder, target, found, **task, how=recover, reference=model)
+        else:
+            result = carry_out(target, found, **task, how=recover)
+            save(folder, result.model, result.plan.model_copy(update={"reference": model}), result.report)
     if as_json:
         _print_json(result.report.dumps())
         return
@@ -300,7 +315,7 @@ def compress(
         out.print(_tables.trials_table(result.report))
         out.print()
     out.print(_tables.report_table(result.report))
-    out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json.", soft_wrap=True)
+    out.print(f"\nWritten to {folder}: weights, plan.json, report.json.", soft_wrap=True)
 
 
 @app.command()
@@ -495,20 +510,31 @@ def _working(work: Path | None, output: Path | None) -> Iterator[Path | None]:
             forget(place)
 
 
+def _spread(address: str | None) -> AbstractContextManager[None]:
+    return nullcontext() if address is None else workers(address)
+
+
+def _lies_in_shards(weights: Path | None) -> bool:
+    return weights is not None and (weights.is_dir() or weights.suffix == ".json")
+
+
 def _model(reference: str, weights: Path | None) -> nn.Module:
+    if weights is not None and _lies_in_shards(weights):
+        return with_weights(build_model(reference, empty=True).eval(), weights)
     model = build_model(reference).eval()
     if weights is None:
         err.print("tenfold: no --weights given; the network keeps those that its code gives it.", soft_wrap=True)
         return model
     state = read_weights(weights)
     own = model.state_dict()
-    missing, unknown = [n for n in own if n not in state], [n for n in state if n not in own]
+    tied = [names for names, _ in tensors_of(model) if not any(name in state for name in names)]
+    missing, unknown = [names[0] for names in tied if names[0] in own], [n for n in state if n not in own]
     misfits = [n for n in own if n in state and own[n].shape != state[n].shape]
     for names, what in ((missing, "lacks"), (unknown, "holds unknown"), (misfits, "has another shape for")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise TenfoldError(f"{weights} {what} {names[0]}{more}: it does not belong to {reference}.")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # what is tied is there under one name
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from tenfold._apply import apply
+from tenfold._apply import apply, skeleton
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
 from tenfold._engines import Engine, check_engine
@@ -18,8 +18,9 @@ from tenfold._judge import Evaluate, Judge
 from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._recover import HOW, recover
-from tenfold._resume import remembered
-from tenfold._store import save
+from tenfold._resume import remembered, write_text
+from tenfold._store import REPORT, save
+from tenfold._stream import apply_to, with_weights
 from tenfold._timed import Clock
 from tenfold._times import Profile
 from tenfold._verify import Report, verify
@@ -118,13 +119,37 @@ def carry_out(
         log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
         small = made(plan)
         report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
-    is_timed = found.guard or (isinstance(target, Target) and target.is_timed)
-    more = {
+    more: dict[str, Any] = {
         "left_dense": found.left_dense(plan),
         "trials": () if judge is None else tuple(judge.trials),
-        "timed": Clock(found).network(plan, small) if is_timed else None,
     }
+    if found.guard or (isinstance(target, Target) and target.is_timed):
+        more["timed"] = Clock(found).network(plan, small)
     return Result(small, plan, report.model_copy(update=more))
+
+
+def carry_into(
+    folder: Path,
+    target: Target | Plan,
+    found: Options,
+    *,
+    example: Any,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    how: str = "auto",
+    reference: str | None = None,
+) -> Result:
+    """The same for a network that lies in files, as does what it becomes; without recovery."""
+    if how in HOW:
+        raise TenfoldError(f'recover="{how}" needs networks in memory, not in files; take "none".')
+    plan = target if isinstance(target, Plan) else found.plan(target, evaluate=evaluate)
+    plan = plan.model_copy(update={"reference": reference})
+    apply_to(folder, found.model, plan, found.statistics)
+    small = with_weights(skeleton(found.model, plan), folder)
+    report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
+    report = report.model_copy(update={"left_dense": found.left_dense(plan)})
+    write_text(folder / REPORT, report.dumps())
+    return Result(small, plan, report)
 
 
 def check_recovery(calibration: Iterable[Any] | None, how: str) -> None:

@@ -1,28 +1,48 @@
 """Models by name: `timm:NAME`, `torchvision:NAME`, `transformers:CONFIG`, `module:callable`."""
 
 import importlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from tenfold._errors import TenfoldError, first_line
+from tenfold._run import without_values
 
 
-def build_model(reference: str) -> nn.Module:
-    """Build a network from a reference, with weights as its code initialises them.
+def build_model(reference: str, *, empty: bool = False) -> nn.Module:
+    """Build a network from a reference, with weights as its code initialises them; or `empty`, on the meta device.
+
+    Buffers have their values in any case: files of weights need not hold them.
 
     Raises:
         TenfoldError: if there is no such thing, or what it names makes no `nn.Module`.
     """
     kind, _, name = reference.partition(":")
     build = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}.get(kind)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _without_memory() if empty else nullcontext():
         model = build(name) if build else named(reference)()
     if not isinstance(model, nn.Module):
         raise TenfoldError(f"{reference} gives a {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Parameters of modules that are made inside are on the meta device."""
+    registered = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        on_meta = None if parameter is None or parameter.is_meta else without_values(parameter)
+        registered(module, name, parameter if on_meta is None else cast(nn.Parameter, on_meta))
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = registered  # type: ignore[method-assign]
 
 
 def named(reference: str) -> Callable[..., Any]:
