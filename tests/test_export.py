@@ -151,19 +151,20 @@ def test_refusals_leave_nothing_behind(tmp_path):
 
 
 def test_int8_by_onnxruntime_stacks(tmp_path):
-    dense, x = randomised(small_cnn()), images(1, 3, 16, 16)
-    small = tenfold.compress(dense, Budget(params=0.6), example=x).model
-    moved, sizes = [], []
-    for model in (dense, small):
-        done = tenfold.export(model, x, tmp_path / "net.onnx")
-        # A scale for each channel: terms of CP are of very different sizes.
-        quantize_dynamic(done.file, tmp_path / "int8.onnx", per_channel=True, weight_type=QuantType.QUInt8)
-        expected = model(x).detach()
-        (found,) = in_onnxruntime(tmp_path / "int8.onnx", x)
-        moved.append(float((torch.from_numpy(found) - expected).norm() / expected.norm()))
-        sizes.append((tmp_path / "int8.onnx").stat().st_size)
-    assert moved[1] < 3 * moved[0]  # three factors in a row round where one layer did
-    assert sizes[1] < sizes[0]
+    moved: tuple[list[float], list[float]] = ([], [])
+    for seed in range(5):
+        dense, x = randomised(small_cnn(), seed=seed), images(4, 3, 16, 16, seed=seed)
+        small, sizes = tenfold.compress(dense, Budget(params=0.6), example=x).model, []
+        for model, those in zip((dense, small), moved, strict=True):
+            done = tenfold.export(model, x, tmp_path / "net.onnx")
+            # A scale for each channel: terms of CP are of very different sizes.
+            quantize_dynamic(done.file, tmp_path / "int8.onnx", per_channel=True, weight_type=QuantType.QUInt8)
+            expected = model(x).detach()
+            (found,) = in_onnxruntime(tmp_path / "int8.onnx", x)
+            those.append(float((torch.from_numpy(found) - expected).norm() / expected.norm()))
+            sizes.append((tmp_path / "int8.onnx").stat().st_size)
+        assert sizes[1] < sizes[0]
+    assert sum(moved[1]) < 3 * sum(moved[0])  # three factors in a row round where one layer did
 
 
 def test_int8_by_torchao_stacks():

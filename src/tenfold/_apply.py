@@ -1,6 +1,7 @@
 """Applying a plan: a new model, in which factored layers stand where dense ones stood."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from tenfold._plan import Plan, Rank, Step
 from tenfold._run import on_meta, unwrapped
 from tenfold._workers import each
 from tenfold.methods import find
+
+Places = dict[nn.Module, list[tuple[nn.Module, str]]]
 
 
 def apply(model: nn.Module, plan: Plan, statistics: Statistics | None = None) -> nn.Module:
@@ -65,14 +68,14 @@ def taken(
             (step,) = group
             statistics = _removal.take(model, step, statistics)
             continue
-        sites = [_checked(model, step) for step in group]
+        sites, places = [_checked(model, step) for step in group], places_of(model)
         pieces = [
             (method, site, step.rank, statistics and statistics.of(site.layers))
             for step, (site, method) in zip(group, sites, strict=True)
         ]
         for step, (site, _), (new, missed) in zip(group, sites, each("factors", fitted, pieces), strict=True):
             _make_up(model, site, new, missed, statistics)
-            _put(model, site, new, step.form)
+            _put(places, site, new, step.form)
             if put is not None:
                 put(step)
     return statistics
@@ -81,15 +84,21 @@ def taken(
 def _independent(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """The steps in order, in groups that do not build on each other; one that removes filters stands alone."""
     group: list[Step] = []
+    names: set[str] = set()
     for step in steps:
-        names = tuple(name for other in group for name in other.layers)
-        inside = any(name == other or name.startswith(f"{other}.") for name in step.layers for other in names)
-        if group and (step.links or group[0].links or inside):
+        around = {name[:end] for name in step.layers for end in _ends(name)}
+        if group and (step.links or group[0].links or around & names):
             yield group
-            group = []
+            group, names = [], set()
         group.append(step)
+        names.update(step.layers)
     if group:
         yield group
+
+
+def _ends(name: str) -> list[int]:
+    """Where a layer's name and the names of all that it is in end."""
+    return [place for place, letter in enumerate(name) if letter == "."] + [len(name)]
 
 
 def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
@@ -97,24 +106,34 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     model = unwrapped(model)
     plan.check_made_for(model)
     new = on_meta(model)
-    for step in plan.steps:
-        if step.links:
-            _removal.shape(new, step)
+    for group in _independent(plan.steps):
+        if group[0].links:
+            _removal.shape(new, group[0])
             continue
-        site, method = _checked(new, step)
-        with torch.device("meta"):
-            _put(new, site, method.skeleton(site, step.rank), step.form)
+        places = places_of(new)
+        for step in group:
+            site, method = _checked(new, step)
+            with torch.device("meta"):
+                _put(places, site, method.skeleton(site, step.rank), step.form)
     if plan.channels_last:
         store_channels_last(new)
     return new
 
 
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` stands in `model`."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children would name a child only once
-            if child is old:
-                setattr(parent, name, new)
+def replace_module(places: Places, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands."""
+    for parent, name in places[old]:
+        setattr(parent, name, new)
+
+
+def places_of(model: nn.Module) -> Places:
+    """Where each module stands, under every name."""
+    found: Places = defaultdict(list)
+    for parent in model.modules():
+        for name, child in parent._modules.items():  # named_children would name a child only once
+            if child is not None:
+                found[child].append((parent, name))
+    return found
 
 
 def fitted(
@@ -161,11 +180,11 @@ def _checked(model: nn.Module, step: Step) -> tuple[Site, Method]:
     return site, method
 
 
-def _put(model: nn.Module, site: Site, new: tuple[Factored, ...], form: str) -> None:
+def _put(places: Places, site: Site, new: tuple[Factored, ...], form: str) -> None:
     for dense, chain in zip(site.modules, new, strict=True):
         factored = in_form(chain, form)
         _like(dense, factored)
-        replace_module(model, dense, factored)
+        replace_module(places, dense, factored)
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module:

@@ -74,9 +74,9 @@ def alternating(weight: Tensor, factors: Factors, sweeps: int) -> Factors:
         swept, found = _sweep(weight, start, lambda gram, target: _bounded(gram, target, _BOUND * energies))
         if found < rounding:  # as good as exact; by how much, only the residual tells
             return swept if squared_error(weight, swept) < error else factors
-        if found >= error and not run:
+        if not found < error and not run:
             break
-        if found >= error:
+        if not found < error:  # nor where a Gram matrix of terms that agree could not be solved
             run = 0
             continue
         gained, error, run = error - found, found, run + 1
@@ -97,7 +97,7 @@ def corrected(weight: Tensor, factors: Factors, slack: float, *, sweeps: int = 5
     aims = limits * (1 - 1e-9)  # rounding must not cross the limits
     for _ in range(sweeps):
         swept, _ = _sweep(weight, factors, lambda gram, target: _least(gram, target, energies, aims))
-        if (_residuals(weight, swept) > limits).any() or cancellation(swept) >= cancellation(factors):
+        if (_residuals(weight, swept) > limits).any() or not cancellation(swept) < cancellation(factors):
             break
         factors = _balanced(swept)
     return factors

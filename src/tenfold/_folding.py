@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from tenfold._apply import replace_module
+from tenfold._apply import places_of, replace_module
 from tenfold._layers import LAYERS, groups, kernels, owners, write
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -21,9 +21,10 @@ def fold_norms(model: nn.Module, program: ExportedProgram) -> int:
     `program` is the exported model, whose graph tells what reads what; `model` is changed.
     """
     pairs = list(_pairs(model, program))
+    places = places_of(model)
     for layer, norm in pairs:
         _fold(layer, norm)
-        replace_module(model, norm, nn.Identity())
+        replace_module(places, norm, nn.Identity())
     return len(pairs)
 
 

@@ -1,5 +1,6 @@
 """The methods: each is one file, in the same order: sites, unfoldings, curve, skeleton, fill. One removes filters."""
 
+from functools import cache
 from importlib.metadata import entry_points
 
 from tenfold._errors import TenfoldError
@@ -44,8 +45,7 @@ def find(spec: MethodSpec) -> Method:
     """
     if spec.name == FilterPruning.name:
         raise TenfoldError(f'a step of method "{spec.name}" needs links, which say where the filters lie; plan again.')
-    for entry in entry_points(group="tenfold.methods", name=spec.name):
-        entry.load()
+    _load(spec.name)
     known = {method.name: method for method in Method.__subclasses__()}
     if spec.name not in known:
         raise TenfoldError(f'there is no method "{spec.name}"; known are {", ".join(sorted(known))}.')
@@ -53,3 +53,9 @@ def find(spec: MethodSpec) -> Method:
         return known[spec.name](**spec.fields)
     except TypeError as error:
         raise TenfoldError(f'method "{spec.name}" does not take {spec.fields}: {error}.') from None
+
+
+@cache
+def _load(name: str) -> None:
+    for entry in entry_points(group="tenfold.methods", name=name):
+        entry.load()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tenfold._apply import replace_module
+from tenfold._apply import places_of, replace_module
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored, materialise
 from tenfold._fit import made
@@ -70,8 +70,9 @@ class SVDTraining(Hooks):
         layers = _taking_part(new)
         if not layers:
             raise TenfoldError("SVDTraining: the network has no Linear layer and no convolution without groups.")
+        places = places_of(new)
         for layer in layers:
-            replace_module(new, layer, _with_values(self._method(layer), layer))
+            replace_module(places, layer, _with_values(self._method(layer), layer))
         return new
 
     def _method(self, layer: Any) -> Method:
@@ -114,6 +115,7 @@ class SVDTraining(Hooks):
         new, steps = copy.deepcopy(unwrapped(dense)), []
         known = new.state_dict()
         new.load_state_dict({n: value for n, value in model.state_dict().items() if n in known}, strict=False)
+        places = places_of(new)
         for name, factored in _trained(model):
             layer, rank = new.get_submodule(name), (len(factored[1].values),)
             method = self._method(layer)
@@ -121,7 +123,7 @@ class SVDTraining(Hooks):
                 (plain,) = method.skeleton(Site((name,), (layer,)), rank)
             if sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in layer.parameters()):
                 _write_product(plain, factored)
-                replace_module(new, layer, plain.train(layer.training))
+                replace_module(places, layer, plain.train(layer.training))
                 steps.append(Step(layers=(name,), method=MethodSpec.model_validate(method), rank=rank))
             else:
                 _write_dense(layer, factored)
