@@ -3,6 +3,7 @@
 `python -m benchmarks._scale_runs decoder FOLDER SIZE OUT [--ray ADDRESS] [--lose]`: from files to files.
 `python -m benchmarks._scale_runs layer WIDTH INPUTS METHOD`: curve and factors of one Linear layer.
 `python -m benchmarks._scale_runs count LAYERS`: the choice over so many layers.
+`python -m benchmarks._scale_runs resnet50 closed|all`: all options and the choice, beside one SVD of every layer.
 
 Each prints one line of JSON.
 """
@@ -14,8 +15,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from statistics import median
 from threading import Event, Thread
 from typing import Any
 
@@ -85,6 +88,35 @@ def count(asked: argparse.Namespace) -> dict[str, Any]:
         plan, planned = found.plan(tenfold.Budget(params=0.6)), time.perf_counter()
         tenfold.apply(model, plan)
     return {"seconds": {"plan": planned - start, "all": time.perf_counter() - start}, "peak": memory.peak}
+
+
+def resnet50(asked: argparse.Namespace) -> dict[str, Any]:
+    """All options of a ResNet-50 with random weights, and the choice, beside one SVD of every layer."""
+    from torchvision import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.resnet50(weights=None).eval()
+    layers = [m.weight.detach().flatten(1) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    closed = [SVD(), SVD("input"), SpatialSVD(), Tucker()]
+    methods = closed if asked.methods == "closed" else None
+
+    def plan() -> None:
+        tenfold.plan(model, tenfold.Budget(params=0.5), example=torch.zeros(1, 3, 224, 224), methods=methods)
+
+    works: dict[str, Callable[[], object]] = {
+        "plan": plan,
+        "svd": lambda: [torch.linalg.svd(layer, full_matrices=False) for layer in layers],
+        "full svd": lambda: [torch.linalg.svd(layer, full_matrices=True) for layer in layers],
+        "full svd in double precision": lambda: [torch.linalg.svd(layer.double()) for layer in layers],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(3):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    return {"seconds": {name: median(values) for name, values in seconds.items()}}
 
 
 class _Memory:
@@ -159,6 +191,9 @@ def main() -> None:
     one = kinds.add_parser("count")
     one.add_argument("layers", type=int)
     one.set_defaults(run=count)
+    one = kinds.add_parser("resnet50")
+    one.add_argument("methods", choices=("closed", "all"))
+    one.set_defaults(run=resnet50)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     sys.stdout.write(json.dumps(asked.run(asked)) + "\n")
