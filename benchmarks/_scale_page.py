@@ -18,8 +18,9 @@ def page(rows: Sequence[Row]) -> str:
     versions, devices = (", ".join(sorted({getattr(row, name) for row in rows})) for name in ("version", "device"))
     return f"""# Scale
 
-Every row is a process of its own, with {_threads(rows)} threads, on {devices}. Memory is the peak of the process and all
-below it; the pages of files that it read, which the system may drop, are counted apart. Made with tenfold {versions}, by
+Every row is a process of its own, with {_threads(rows)} threads, on {devices}. Memory is the peak of the process and
+all below it; the pages of files that it read, which the system may drop, are counted apart. Made with tenfold
+{versions}, by
 
 ```
 python -m benchmarks.scale

@@ -14,7 +14,7 @@ from nets import images, randomised, small_cnn
 from torch import nn
 
 import tenfold
-from tenfold import Budget, Plan, TenfoldError, _shards, _workers
+from tenfold import Budget, Plan, TenfoldError, _calibrate, _shards, _workers
 from tenfold._plan import Step
 from tenfold.methods import CP, SVD, FilterPruning, JointSVD, SpatialSVD, Tucker
 
@@ -172,7 +172,7 @@ def ray():
 
 
 def outcome(model, **more):
-    told = tenfold.calibrate(model, [images(16, 3, 16, 16, seed=seed) for seed in range(3)])
+    told = tenfold.calibrate(model, [images(4, 3, 16, 16, seed=seed) for seed in range(12)])
     found = tenfold.options(model, example=X, methods=METHODS, **more)
     plain = found.plan(Budget(params=0.5))
     fitted = tenfold.options(model, example=X, methods=METHODS, statistics=told, **more).plan(Budget(params=0.5))
@@ -262,3 +262,27 @@ def test_the_command_line_with_shards_and_workers(tmp_path):
     nets = [tenfold.load(tmp_path / out, Tied()) for out in "abc"]
     assert (tmp_path / "a" / "plan.json").read_text() == (tmp_path / "b" / "plan.json").read_text()
     assert all(torch.equal(net(IDS), nets[0](IDS)) for net in nets)
+
+
+def test_statistics_in_rounds_are_those_of_one(monkeypatch):
+    data = [images(8, 3, 16, 16, seed=seed) for seed in range(10)]
+    whole = tenfold.calibrate(NET, data)
+    before = torch.get_rng_state()
+    monkeypatch.setattr(_calibrate, "_MEMORY", 2_000)
+    read = []
+
+    class Loader:
+        def __iter__(self):
+            read.append(torch.rand(()))  # loaders draw a seed
+            return iter(data)
+
+    parts = tenfold.calibrate(NET, Loader())
+    assert len(read) > 3  # once to trace, and once a round
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [*parts.layers] == [*whole.layers]
+    assert all(torch.equal(a, b) for a, b in zip(parts._packed().values(), whole._packed().values(), strict=True))
+    one, other = (
+        tenfold.plan(NET, Budget(params=0.5), example=X, methods=METHODS, statistics=s) for s in (whole, parts)
+    )
+    assert one == other
+    assert same(tenfold.apply(NET, one, whole).state_dict(), tenfold.apply(NET, other, parts).state_dict())

@@ -2,14 +2,17 @@
 
 # g groups, K inputs of a group times kernel positions, O outputs of a group, P patches, B blocks of b inputs
 
+import hashlib
 import json
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
-from math import ceil
+from itertools import islice
+from math import ceil, prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,14 +26,16 @@ from tenfold._data import Inputs, batches_of
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
 from tenfold._patches import patches, responses
-from tenfold._progress import track
 from tenfold._resume import Each, kept, write_tensors
 from tenfold._run import forward, undisturbed, unwrapped, watched
-from tenfold._trace import Layer, trace
+from tenfold._trace import trace
+from tenfold._workers import each
 
 Loss = Callable[[Any, Any], Tensor]
 
 _WIDEST = 6144  # inputs whose products are all kept: 0.3 GB in float64; wider layers keep diagonal blocks
+_MEMORY = 2 * 10**9  # bytes of sums that are gathered at a time; more than one lot goes to disk
+_TOGETHER = 8  # batches that are one piece of work
 _CHUNK = 2**23  # numbers in the patches that are looked at together
 POSITIONS = 128  # of an example that are looked at: neighbours tell much the same
 _PROBES = 8  # random directions in which the neglect of blocks is measured
@@ -57,7 +62,8 @@ class LayerStatistics:
 
     def on(self, device: torch.device) -> "LayerStatistics":
         """The same sums on a device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _SUMS})
+        # Copied: on disk they are not aligned as in memory, and sums would round differently.
+        return replace(self, **{name: getattr(self, name).to(device, copy=True) for name in _SUMS})
 
     def without_inputs(self, gone_K: Tensor) -> "LayerStatistics | None":
         """The same of a layer without groups that has lost these of its K; None where only blocks were kept."""
@@ -162,17 +168,93 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = N
 
 
 def _calibrated(model: nn.Module, batches: Iterable[Any], loss: Loss | None, seed: int) -> Statistics:
+    """In rounds over the batches, if the sums of all layers would take too much memory: then they go to disk."""
+    with torch.random.fork_rng(devices=[]):
+        first = next(batches_of(model, batches))
+    free = [layer for layer in trace(model, first).free if issubclass(kind(layer.module), LAYERS)]
+    rounds = _rounds({layer.name: _gram_bytes(layer.module) for layer in free})
+    norms = {layer.name: layer.norm for layer in free}
     sums: dict[str, LayerStatistics] = {}
-    found: dict[str, Layer] = {}
-    generator = torch.Generator().manual_seed(seed)
-    with undisturbed(model):
-        for inputs in track(batches_of(model, batches), "calibration"):
-            if not found:
-                free = trace(model, inputs).free
-                found = {layer.name: layer for layer in free if issubclass(kind(layer.module), LAYERS)}
-            for name, told in _told(model, found, inputs, loss, generator).items():
-                sums[name] = sums[name] + told if name in sums else told
+    for names in rounds:
+        with undisturbed(model):  # also what loaders draw
+            told = _summed(model, batches, loss, seed, {name: norms[name] for name in names})
+        sums |= told.layers if len(rounds) == 1 else _on_disk(told).layers
     return Statistics(sums)
+
+
+def _summed(
+    model: nn.Module, batches: Iterable[Any], loss: Loss | None, seed: int, norms: Mapping[str, str | None]
+) -> Statistics:
+    """The sums over all batches for these layers; a few batches are one piece of work."""
+    sums: dict[str, LayerStatistics] = {}
+    parts = enumerate(_chunks(batches_of(model, batches)))
+    for told in each("calibration", _told_of, parts, (model, loss, seed, norms)):
+        for name, found in told.items():
+            sums[name] = sums[name] + found if name in sums else found
+    return Statistics(sums)
+
+
+def _chunks(batches: Iterator[Inputs]) -> Iterator[list[Inputs]]:
+    while chunk := [*islice(batches, _TOGETHER)]:
+        yield chunk
+
+
+def _told_of(
+    model: nn.Module,
+    loss: Loss | None,
+    seed: int,
+    norms: Mapping[str, str | None],
+    number: int,
+    batches: Sequence[Inputs],
+) -> dict[str, LayerStatistics]:
+    sums: dict[str, LayerStatistics] = {}
+    with undisturbed(model):
+        for place, inputs in enumerate(batches):
+            draws = _Draws(f"{seed} {number} {place}")
+            for name, told in _told(model, norms, inputs, loss, draws).items():
+                sums[name] = sums[name] + told if name in sums else told
+    return sums
+
+
+class _Draws(dict[str, torch.Generator]):
+    """Generators by name, so that what is drawn for one layer does not depend on which others are looked at."""
+
+    def __init__(self, seed: str) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def __missing__(self, name: str) -> torch.Generator:
+        number = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:7])
+        self[name] = torch.Generator().manual_seed(number)
+        return self[name]
+
+
+def _rounds(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Layers whose sums fit into memory together."""
+    rounds: list[list[str]] = [[]]
+    room = _MEMORY
+    for name, size in sizes.items():
+        if rounds[-1] and size > room:
+            rounds.append([])
+            room = _MEMORY
+        rounds[-1].append(name)
+        room -= size
+    return rounds
+
+
+def _gram_bytes(layer: Any) -> int:
+    if isinstance(layer, nn.Embedding):
+        return 0
+    width = channels(layer)[0] // groups(layer) * prod(kernel_size(layer))
+    return groups(layer) * width * ceil(width / ceil(width / _WIDEST)) * 8
+
+
+def _on_disk(told: Statistics) -> Statistics:
+    """The same, read from a file where it is needed, which is deleted when nothing needs it any more."""
+    with TemporaryDirectory(prefix="tenfold-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "statistics.safetensors"
+        told.save(path)
+        return Statistics.load(path)
 
 
 def _warn(sums: Mapping[str, LayerStatistics]) -> None:
@@ -190,18 +272,18 @@ def _warn(sums: Mapping[str, LayerStatistics]) -> None:
 
 
 def _told(
-    model: nn.Module, found: Mapping[str, Layer], inputs: Inputs, loss: Loss | None, generator: torch.Generator
+    model: nn.Module, norms: Mapping[str, str | None], inputs: Inputs, loss: Loss | None, draws: _Draws
 ) -> dict[str, LayerStatistics]:
     """The sums of one batch."""
     sums: dict[str, LayerStatistics] = {}
     calls: list[tuple[str, Tensor, Tensor]] = []  # the layer, what its outputs are moved by, how many patches
-    names = {layer.module: name for name, layer in found.items()}
+    names = {model.get_submodule(name): name for name in norms}
 
     def around(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
             (given,) = [*args, *kwargs.values()]
             name = names[module]
-            told = _moments(module, given.detach(), found[name].norm, generator)
+            told = _moments(module, given.detach(), norms[name], draws[name])
             sums[name] = sums[name] + told if name in sums else told
             output = run(*args, **kwargs)
             # Added to, the output has a gradient whether or not parameters have.
@@ -213,13 +295,13 @@ def _told(
 
     with torch.enable_grad(), watched(names, around):
         outputs = forward(model, inputs)
-        scalar = _mixture(outputs, generator) if loss is None else loss(outputs, inputs.target)
+        scalar = _mixture(outputs, draws["the outputs"]) if loss is None else loss(outputs, inputs.target)
     gradients: tuple[Tensor | None, ...] = (None,) * len(calls)
     if scalar is not None and scalar.requires_grad:
         gradients = torch.autograd.grad(scalar, [moved for _, moved, _ in calls], allow_unused=True)
     for (name, _, count), gradient in zip(calls, gradients, strict=True):
         if gradient is not None:
-            q_gop = responses(found[name].module, gradient).double()
+            q_gop = responses(model.get_submodule(name), gradient).double()
             sums[name] = replace(sums[name], response=sums[name].response + count * (q_gop @ q_gop.mT))
     return sums
 

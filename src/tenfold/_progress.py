@@ -11,10 +11,10 @@ Listener = Callable[[str, int, int | None], None]  # what is being done, how man
 _listener: ContextVar[Listener | None] = ContextVar("tenfold_progress", default=None)
 
 
-def track(items: Iterable[T], what: str) -> Iterator[T]:
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield `items`, and report to the listener before the first and after each."""
     listener = _listener.get()
-    total = len(items) if isinstance(items, Sized) else None
+    total = len(items) if isinstance(items, Sized) else total
     if listener:
         listener(what, 0, total)
     for done, item in enumerate(items, 1):

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import islice
@@ -69,22 +69,37 @@ def _start(ray: Any, address: str) -> None:
         raise TenfoldError(f'there is no Ray cluster at "{address}": {first_line(error)}') from None
 
 
-def each(what: str, work: Callable[..., Any], pieces: Sequence[Sequence[Any]]) -> Iterator[Any]:
-    """`work(*piece)` for every piece, in order; inside `workers` by them, so `work` is a function of a module.
+def each(
+    what: str, work: Callable[..., Any], pieces: Iterable[Sequence[Any]], common: Sequence[Any] = ()
+) -> Iterator[Any]:
+    """`work(*common, *piece)` for every piece, in order; inside `workers` by them, so `work` is a function of a module.
 
     Few pieces at a time are sent, so that what they hold need not fit into memory together.
     """
-    ray = _cluster.get()
-    if ray is None:
-        yield from (work(*piece) for piece in track(pieces, what))
-        return
-    threads, folder, left = torch.get_num_threads(), keeping(), iter(pieces)
-    there = ray.remote(num_cpus=threads, max_retries=-1)(_done)
+    ray, total = _cluster.get(), len(pieces) if isinstance(pieces, Sized) else None
+    found = (work(*common, *piece) for piece in pieces) if ray is None else _by_workers(ray, work, pieces, common)
+    return track(found, what, total)
+
+
+def _by_workers(
+    ray: Any, work: Callable[..., Any], pieces: Iterable[Sequence[Any]], common: Sequence[Any]
+) -> Iterator[Any]:
+    threads, folder = torch.get_num_threads(), keeping()
+    there, sent = ray.remote(num_cpus=threads, max_retries=-1)(_done), [ray.put(one) for one in common]
     ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) // threads))
     waiting: deque[Any] = deque()
-    for _ in track(range(len(pieces)), what):
-        waiting.extend(there.remote(work, threads, folder, *piece) for piece in islice(left, ahead - len(waiting)))
-        yield ray.get(waiting.popleft())
+    left = iter(pieces)
+    while True:
+        waiting.extend(
+            there.remote(work, threads, folder, *sent, *piece) for piece in islice(left, ahead - len(waiting))
+        )
+        if not waiting:
+            return
+        try:
+            done = ray.get(waiting.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # what the work itself said
+        yield done
 
 
 def _done(work: Callable[..., Any], threads: int, folder: str | None, *piece: Any) -> Any:
