@@ -19,12 +19,12 @@ from tenfold._judge import Judge, Trial
 from tenfold._plan import Step
 from tenfold._pruning import Pruning
 from tenfold._search import smallest
-from tenfold._timed import Clock
+from tenfold._timed import FASTER, Clock
 
 log = logging.getLogger("tenfold")
 
 _MARGIN = 0.05  # of what has to be saved: over the last of it, prices are compared
-_FASTER, _STRICTER = 0.97, 0.1  # of the dense layer's time: what counts as faster; and less where the whole is slower
+_STRICTER = 0.1  # of the time: by so much faster options must be where the whole is slower
 _NOISE = 0.03  # of the dense time
 _NEAR = 0.94  # of a limit of time, that is used well enough
 _STEP = 0.01  # of a limit of time: the least correction of what exceeds it
@@ -111,7 +111,7 @@ class Budget(Target):
         """The steps whose network, timed as a whole, keeps the limits; what the sum of parts got wrong is corrected."""
         limits, best, removals = dict[str, float](self.limits(options)), None, None
         most = self._time_share(clock)
-        asked, faster = most, _FASTER
+        asked, faster = most, FASTER
         for trial in range(_TRIALS):
             try:
                 time = {"ns": clock.nanoseconds(asked)} if most < 1 else {}
@@ -147,7 +147,7 @@ class Budget(Target):
         options: Options,
         limits: Mapping[str, float],
         clock: Clock | None = None,
-        faster: float = _FASTER,
+        faster: float = FASTER,
         removals: list[Step] | None = None,
     ) -> list[Step]:
         """The steps within the limits; those that remove filters may be given."""
@@ -159,7 +159,7 @@ class Budget(Target):
         return self._pruned_first(options, pruning, limits, clock, faster)
 
     def _factorised(
-        self, options: Options, limits: Mapping[str, float], clock: Clock | None = None, faster: float = _FASTER
+        self, options: Options, limits: Mapping[str, float], clock: Clock | None = None, faster: float = FASTER
     ) -> Choice:
         """The choice of factors alone; where times count, by those measured for exactly what it chooses."""
         for _ in range(_TRIALS):
@@ -232,7 +232,7 @@ class Budget(Target):
         if limits:
             best = self._within(options, limits, clock)
             most, drop = self._allowed(judge(options.ordered(best)))
-        offer = Offer.of(options) if clock is None else Offer.timed(options, clock, _FASTER)
+        offer = Offer.of(options) if clock is None else Offer.timed(options, clock, FASTER)
         least = self._fewest(options, offer, limits or {"params": 2 * most})
 
         def at(params: int) -> list[Step]:

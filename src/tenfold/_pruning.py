@@ -2,12 +2,13 @@
 
 # G groups, M modules that they touch; costs in the order of LIMITED, nanoseconds behind them
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -15,6 +16,7 @@ from tenfold._calibrate import Statistics
 from tenfold._cost import LIMITED, layers_cost, stored_size
 from tenfold._data import Inputs
 from tenfold._filters import FilterGroup, filter_groups
+from tenfold._layers import channels, factor, groups, kernel_size
 from tenfold._plan import Link, MethodSpec, Step
 from tenfold._progress import track
 from tenfold._removal import producers
@@ -25,6 +27,10 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _COUNTED = (*LIMITED, "ns")
+# Of a layer by its name, and of others in its place.
+Milliseconds = Callable[[str, Sequence[nn.Module]], tuple[float, list[float]]]
+
+_LIKED = 1.05  # of the least time a filter
 _PARTS = 256  # filters of a large group go in so many parts
 
 
@@ -60,6 +66,29 @@ class Pruning:
             else:
                 free.append(group)
         return cls(method, model, graph, tuple(free), reasons, statistics)
+
+    def timed(self, milliseconds: Milliseconds) -> "Pruning":
+        """The same with the times of layers, and with the multiple of filters that the slowest of them likes."""
+        names = dict.fromkeys(link.module for group in self.groups for link in group.links)
+        ns = {name: int(milliseconds(name, [])[0] * 1e6) for name in names if name in self.graph.layers}
+        plain = [name for name in self.served if groups(self.graph.layers[name].module) == 1]
+        slowest = max(plain, key=lambda name: ns[name], default=None)
+        return replace(self, ns=ns, multiple=1 if slowest is None else self._liked(slowest, milliseconds))
+
+    def _liked(self, name: str, milliseconds: Milliseconds) -> int:
+        """The least power of two of which the kernels of this layer like the number of filters to be a multiple.
+
+        Times a filter are measured at about half of the filters: so far above a very even number.
+        """
+        layer: Any = self.graph.layers[name].module
+        inputs, filters = channels(layer)
+        most = int(np.log2(max(filters, 4) / 4))
+        counts = {2**power: 2 * 2**most + 2**power for power in range(most + 1)}
+        with torch.device("meta"):
+            tried = [factor(layer, inputs, n, axes=range(len(kernel_size(layer))), entry=True) for n in counts.values()]
+        taken = zip(counts.items(), milliseconds(name, tried)[1], strict=True)
+        rates = {multiple: ms / count for (multiple, count), ms in taken}
+        return next(multiple for multiple, rate in rates.items() if rate <= _LIKED * min(rates.values()))
 
     @cached_property
     def served(self) -> set[str]:

@@ -21,7 +21,7 @@ from tenfold._data import example_inputs
 from tenfold._engines import runner
 from tenfold._errors import TenfoldError
 from tenfold._latency import interleaved_ms
-from tenfold._layers import channels, factor, groups, is_pointwise, kernel_size, stores_channels_last
+from tenfold._layers import channels, groups, is_pointwise, stores_channels_last
 from tenfold._method import Site
 from tenfold._plan import Plan, Rank, Record, Step
 from tenfold._progress import track
@@ -31,8 +31,7 @@ from tenfold._times import Conditions, Piece, Profile, Times, draw
 from tenfold.methods import find
 
 MACS = LIMITED.index("macs")
-_FASTER = 0.97  # of the time: what counts as faster
-_LIKED = 1.05  # of the least time a filter
+FASTER = 0.97  # of the time: what counts as faster
 _POINTS = 6  # ranks of a ladder that are measured at first
 _UNKNOWN = 10  # times the dense layer, so that it is not chosen
 _SLOW = "no option is measurably faster than it is"
@@ -89,7 +88,7 @@ class Clock:
         if not (may and self.is_here) or self.times.conditions.engine == "onnxruntime":
             return False
         as_it_is, last = self._measured(Plan(channels_last=True))
-        return last < _FASTER * as_it_is
+        return last < FASTER * as_it_is
 
     @cached_property
     def start_ms(self) -> float:
@@ -143,29 +142,11 @@ class Clock:
                 "a profile does not tell what a network takes without some of its filters; leave FilterPruning out, "
                 "or plan on the machine itself."
             )
-        layers = [*dict.fromkeys(link.module for group in pruning.groups for link in group.links)]
-        ns = {name: self._layer_ns(name) for name in layers if name in self.options.graph.layers}
-        plain = [name for name in pruning.served if groups(self.options.graph.layers[name].module) == 1]
-        dearest = max(plain, key=lambda name: ns[name], default=None)
-        return replace(pruning, ns=ns, multiple=1 if dearest is None else self._multiple(dearest))
+        return pruning.timed(self._in_place_of)
 
-    def _layer_ns(self, name: str) -> int:
-        return int(self.times.of(self._dense([name]), [])[0] * _NS)
-
-    def _multiple(self, name: str) -> int:
-        """The least power of two of which the kernels of this layer like the number of filters to be a multiple.
-
-        Times a filter are measured at about half of the filters: so far above a very even number.
-        """
-        layer: Any = self.options.graph.layers[name].module
-        inputs, filters = channels(layer)
-        most = int(np.log2(max(filters, 4) / 4))
-        counts = {2**power: 2 * 2**most + 2**power for power in range(most + 1)}
-        with torch.device("meta"):
-            tried = [factor(layer, inputs, n, axes=range(len(kernel_size(layer))), entry=True) for n in counts.values()]
-        _, taken = self.times.of(self._dense([name]), [self._of((each,), [name]) for each in tried])
-        rates = {multiple: ms / count for (multiple, count), ms in zip(counts.items(), taken, strict=True)}
-        return next(multiple for multiple, rate in rates.items() if rate <= _LIKED * min(rates.values()))
+    def _in_place_of(self, name: str, others: Sequence[nn.Module]) -> tuple[float, list[float]]:
+        """Milliseconds of a layer, and of others that are given what it is given."""
+        return self.times.of(self._dense([name]), [self._of((other,), [name]) for other in others])
 
     def without(self, removals: Sequence[Step]) -> "Clock":
         """That of the network which these steps leave."""
