@@ -39,7 +39,7 @@ def decoder(asked: argparse.Namespace) -> dict[str, Any]:
     start, seconds = time.perf_counter(), {}
     model = tenfold.with_weights(_transformer.empty(asked.size), asked.folder)
     cluster = tenfold.workers(asked.ray) if asked.ray else nullcontext()
-    with _Memory() as memory, cluster, listening(_lose_a_worker(seconds) if asked.lose else lambda *_: None):
+    with _Memory() as memory, cluster, listening(_lose_a_worker(seconds, start) if asked.lose else lambda *_: None):
         found = tenfold.options(model, example=torch.arange(16)[None], methods=[SVD()], freeze=["embed"])
         plan = found.plan(tenfold.Budget(params=0.5))
         seconds["plan"] = time.perf_counter() - start
@@ -156,7 +156,7 @@ def _below(pid: int) -> list[int]:
     return found
 
 
-def _lose_a_worker(seconds: dict[str, float]) -> Any:
+def _lose_a_worker(seconds: dict[str, float], start: float) -> Any:
     """Kill a worker once when half of the curves, and once when half of the factors, are done."""
     lost: set[str] = set()
 
@@ -166,7 +166,7 @@ def _lose_a_worker(seconds: dict[str, float]) -> Any:
             names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in _below(os.getpid())}
             workers = (pid for pid, name in names.items() if name.startswith(("ray::_done", "ray::IDLE")))
             os.kill(max(workers, key=lambda pid: names[pid]), signal.SIGKILL)  # one that works first
-            seconds[f"lost during {what}"] = time.time()
+            seconds[f"lost during {what}"] = time.perf_counter() - start
 
     return listener
 

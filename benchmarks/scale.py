@@ -122,8 +122,9 @@ def two_hosts(threads: int) -> Iterator[tuple[str, list[str]]]:
     try:
         for name in names:
             do("ip", "netns", "add", name)
-        do("ip", "link", "add", "a", "netns", names[0], "type", "veth", "peer", "name", "b", "netns", names[1])
-        for number, (name, end) in enumerate(zip(names, "ab", strict=True), 1):
+        cable = ("type", "veth", "peer", "name", "end-b", "netns", names[1])
+        do("ip", "link", "add", "name", "end-a", "netns", names[0], *cable)
+        for number, (name, end) in enumerate(zip(names, ("end-a", "end-b"), strict=True), 1):
             inside = ("ip", "-n", name)
             do(*inside, "addr", "add", f"10.77.0.{number}/24", "dev", end)
             do(*inside, "link", "set", end, "up")
