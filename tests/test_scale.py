@@ -286,3 +286,60 @@ def test_statistics_in_rounds_are_those_of_one(monkeypatch):
     )
     assert one == other
     assert same(tenfold.apply(NET, one, whole).state_dict(), tenfold.apply(NET, other, parts).state_dict())
+
+
+FSDP = """
+import re, sys
+import torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+import tenfold
+from nets import images, randomised
+from tenfold.methods import SVD
+
+dist.init_process_group("gloo")
+rank, folder, page = dist.get_rank(), sys.argv[1], open(sys.argv[2]).read()
+blocks = re.findall(r"```python\\n(.*?)```", page.split("## FSDP")[1], re.DOTALL)
+model = randomised(nn.Sequential(*(nn.Sequential(nn.Linear(24, 24), nn.ReLU()) for _ in range(3))))
+plan = tenfold.plan(model, tenfold.Budget(params=0.6), example=images(1, 24), methods=[SVD()])
+small = tenfold.apply(model, plan).train()
+my_batches = [images(16, 24, seed=10 * rank + number) for number in range(9)]
+exec(blocks[0])
+statistics.save(f"{folder}/told-{rank}")
+my_loader = [(batch, batch[:, :24].argmax(1)) for batch in my_batches]
+exec(blocks[1])
+state = get_model_state_dict(small, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+if rank == 0:
+    torch.save(state, f"{folder}/trained.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_weights_that_are_spread_over_processes(tmp_path):
+    """What the page shows: two processes come to what one does with all batches."""
+    here = Path(__file__).parent
+    (tmp_path / "run.py").write_text(FSDP)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    paths = os.pathsep.join([str(here), str(here.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    command = [*torchrun, str(tmp_path / "run.py"), str(tmp_path), str(here.parent / "docs" / "large-networks.md")]
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    model = randomised(nn.Sequential(*(nn.Sequential(nn.Linear(24, 24), nn.ReLU()) for _ in range(3))))
+    parts = [[images(16, 24, seed=10 * rank + number) for number in range(9)] for rank in range(2)]
+    one, other = (tenfold.calibrate(model, part) for part in parts)
+    for rank in range(2):
+        told = tenfold.Statistics.load(tmp_path / f"told-{rank}")
+        pairs = zip(told._packed().values(), (one + other)._packed().values(), strict=True)
+        assert all(torch.allclose(a.double(), b.double(), rtol=1e-12) for a, b in pairs)
+    small = tenfold.apply(
+        model, tenfold.plan(model, Budget(params=0.6), example=images(1, 24), methods=[SVD()])
+    ).train()
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1, momentum=0.9)
+    for pair in zip(*parts, strict=True):
+        x = torch.cat(pair)
+        nn.functional.cross_entropy(small(x), x.argmax(1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = torch.load(tmp_path / "trained.pt", weights_only=True)
+    assert all(torch.allclose(trained[name], value, atol=1e-5) for name, value in small.state_dict().items())

@@ -27,7 +27,7 @@ from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
 from tenfold._patches import patches, responses
 from tenfold._resume import Each, kept, write_tensors
-from tenfold._run import forward, undisturbed, unwrapped, watched
+from tenfold._run import forward, is_sharded, undisturbed, unwrapped, watched
 from tenfold._trace import trace
 from tenfold._workers import each
 
@@ -148,6 +148,9 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = N
     In eval mode, labels ignored. Gradients are those of random mixtures of the outputs, in which every output counts
     by its own variance, so that networks that fit their data perfectly have them too; or of `loss`.
 
+    Where `torch.distributed.fsdp.fully_shard` has spread the weights over processes, each of them gives its own
+    batches, as many as the others, and all return what they told together.
+
     Args:
         model: any network; it is not modified.
         batches: training data, a list or a DataLoader; a few hundred examples do.
@@ -157,13 +160,23 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = N
     Raises:
         TenfoldError: if there are no batches, or the model fails on one.
     """
-    model = unwrapped(model)
+    if is_sharded(model):
+        statistics = _of_all_processes(_calibrated(model, batches, loss, seed))
+    else:
+        model = unwrapped(model)
 
-    def told() -> dict[str, Tensor]:
-        return _calibrated(model, batches, loss, seed)._packed()
+        def told() -> dict[str, Tensor]:
+            return _calibrated(model, batches, loss, seed)._packed()
 
-    statistics = Statistics._unpacked(kept("statistics", lambda: (model, Each(batches), loss, seed), told))
+        statistics = Statistics._unpacked(kept("statistics", lambda: (model, Each(batches), loss, seed), told))
     _warn(statistics.layers)
+    return statistics
+
+
+def _of_all_processes(statistics: Statistics) -> Statistics:
+    for told in statistics.layers.values():
+        for part in _SUMS:
+            torch.distributed.all_reduce(getattr(told, part))
     return statistics
 
 

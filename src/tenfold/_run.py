@@ -16,6 +16,11 @@ _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "Opt
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether torch's `fully_shard` has spread the weights over processes."""
+    return any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside data-parallel and `torch.compile` wrappers, with parametrisations folded (on a copy).
 

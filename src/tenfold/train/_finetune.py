@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs, batch_inputs
+from tenfold._errors import TenfoldError
 from tenfold._judge import Evaluate, scores
 from tenfold._pair import Pair, mean_error, rebuilding
 from tenfold._plan import Record
@@ -93,6 +94,8 @@ def finetune(
     recipe = recipe or Recipe()
     accelerate = imported("accelerate", "fine-tuning (pip install tenfold[train])")
     accelerator = accelerate.Accelerator(log_with=list(trackers) or None, project_dir=folder)
+    if accelerator.distributed_type == accelerate.DistributedType.FSDP:
+        raise TenfoldError("finetune keeps the whole network in each process; for FSDP, see docs/large-networks.md.")
     small, dense = unwrapped(small), unwrapped(dense)
     draw = Draw(examples, recipe, accelerator.process_index, accelerator.num_processes)
     run = _Run(accelerator, copy.deepcopy(small), dense, draw, recipe, loss, augment, evaluate, hooks)
