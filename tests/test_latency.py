@@ -303,6 +303,15 @@ def test_numbers_of_filters_that_the_machine_likes_stay(monkeypatch, tmp_path):
     assert _timed.Clock(tenfold.options(net, example=X, methods=[FilterPruning()])).pruning.multiple == 1
 
 
+def test_a_plan_with_filters_of_other_options_is_timed_as_a_whole(monkeypatch):
+    pytest.importorskip("torch_pruning")
+    machine, net = Machine(monkeypatch), randomised(Stages())
+    plan = tenfold.plan(net, Budget(params=0.6), example=X, methods=[FilterPruning()])
+    timed = _timed.Clock(tenfold.options(net, example=X, methods=[SVD()], guard=True)).network(plan)
+    assert timed.predicted is None
+    assert timed.measured == pytest.approx(machine.network(tenfold.apply(net, plan)) / machine.network(net))
+
+
 def test_a_profile_says_nothing_of_fewer_filters():
     pytest.importorskip("torch_pruning")
     here = Times("eager", torch.device("cpu")).conditions

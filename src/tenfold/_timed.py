@@ -157,13 +157,14 @@ class Clock:
             self._rests[key] = Clock(options)
         return self._rests[key]
 
-    def predicted(self, plan: Plan) -> float:
-        """The time of the network over that of the dense one, by the times of parts."""
+    def predicted(self, plan: Plan) -> float | None:
+        """The time of the network over that of the dense one, by its parts; None for filters of other options."""
         removals = [step for step in plan.steps if step.links]
         rest = [step for step in plan.steps if not step.links]
         saved = (self.dense_ms - self.start_ms) if plan.channels_last else 0.0
         if removals:
-            assert self.pruning is not None, "its steps were planned"
+            if not self.is_here or self.pruning is None:
+                return None
             saved -= int(self.pruning.change(self.pruning.gone(removals))[-1]) / _NS
         clock = self.without(removals) if rest else self
         return 1 - (saved + sum(clock.saved_ms(step) for step in rest)) / self.dense_ms
