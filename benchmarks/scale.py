@@ -12,10 +12,11 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,7 @@ def decoded(job: Job, runs: Path) -> dict[str, Any]:
 def two_hosts(threads: int) -> Iterator[tuple[str, list[str]]]:
     """A Ray cluster of two network namespaces, joined by a cable; its address, and what runs a command in the first."""
     names, cluster = ("tenfold-a", "tenfold-b"), "10.77.0.1:6399"
-    ray = str(Path(sys.executable).parent / "ray")
+    ray, free = str(Path(sys.executable).parent / "ray"), ["env", "RAY_AUTH_MODE=disabled"]  # nobody else is there
 
     def do(*words: str) -> None:
         subprocess.run(words, check=True, capture_output=True)
@@ -131,11 +132,14 @@ def two_hosts(threads: int) -> Iterator[tuple[str, list[str]]]:
             do(*inside, "link", "set", "lo", "up")
             joins = [f"--address={cluster}"] if number > 1 else ["--head", "--port=6399", "--include-dashboard=false"]
             place = [f"--node-ip-address=10.77.0.{number}", f"--num-cpus={threads}"]
-            do("ip", "netns", "exec", name, ray, "start", *joins, *place)
-        yield cluster, ["ip", "netns", "exec", names[0]]
+            do("ip", "netns", "exec", name, *free, ray, "start", *joins, *place)
+        yield cluster, ["ip", "netns", "exec", names[0], *free]
     finally:
         for name in names:
-            subprocess.run(["ip", "netns", "exec", name, ray, "stop", "--force"], capture_output=True, check=False)
+            inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+            for pid in map(int, inside.stdout.split()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
