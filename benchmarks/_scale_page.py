@@ -28,8 +28,8 @@ python -m benchmarks.scale
 
 ## A network that lies in files
 
-A decoder of 1.06 billion parameters, random weights in bfloat16 in several files: planned by SVD to {BUDGET}, and
-compressed into files (`tenfold.with_weights`, `tenfold.apply_to`).
+A decoder of 1.06 billion parameters, random weights in bfloat16 in several files: planned by SVD to {BUDGET},
+and compressed into files (`tenfold.with_weights`, `tenfold.apply_to`).
 
 | way | planned, s | all, s | peak, GB | with pages of files, GB | plan and weights |
 |---|--:|--:|--:|--:|---|
@@ -40,8 +40,8 @@ and its workers, which each hold torch; with two hosts, only the process that as
 
 ## ResNet-50
 
-All options at all ranks and the choice for {BUDGET}, beside one SVD of every layer as a matrix of outputs against
-the rest; medians of three, in turn. Closed: SVD of both sides, spatial SVD, Tucker. All: with CP and tensor trains.
+All options at all ranks and the choice for {BUDGET}, beside one SVD of every layer as a matrix of outputs
+against the rest; medians of three, in turn. Closed: SVD of both sides, spatial SVD, Tucker. All: with CP and tensor trains.
 
 | methods | plan, s | one SVD, s | one full SVD, s | in double precision, s | plan / full SVD |
 |---|--:|--:|--:|--:|--:|
@@ -51,15 +51,16 @@ A full SVD makes square factors, as `torch.linalg.svd` does unless told otherwis
 
 ## One layer
 
-A Linear layer by SVD, a 3x3 convolution by the others: all options and the choice of {BUDGET}, then the factors.
+A Linear layer by SVD, a 3x3 convolution by the others: all options and the choice of {BUDGET}, then the
+factors.
 
 ![Seconds and bytes against width and number of layers](scale.svg)
 
-| method | outputs x inputs | options, s | all, s | peak over start, GB | weight, GB |
+| method | outputs x inputs | options, s | all, s | peak, GB | weight, GB |
 |---|--:|--:|--:|--:|--:|
 {_layers([row for row in rows if row.what == "layer"])}
 
-Exponents of the time of options in the width, from 512 (128 for convolutions) on: {_exponents(rows)}.
+Exponents of the time of options in the width, from 1024 (128 for convolutions) on: {_exponents(rows)}.
 
 ## Many layers
 
@@ -119,7 +120,7 @@ def _square(rows: Sequence[Row], method: str) -> list[tuple[int, Row]]:
 
 def _exponents(rows: Sequence[Row]) -> str:
     texts = []
-    for method, least in (("svd", 512), ("spatial", 128), ("tucker", 128), ("cp", 128)):
+    for method, least in (("svd", 1024), ("spatial", 128), ("tucker", 128), ("cp", 128)):
         points = [(width, row.seconds["plan"]) for width, row in _square(rows, method) if width >= least]
         if len(points) > 1:
             texts.append(f"{method} {exponent(*zip(*points, strict=True)):.1f}")
