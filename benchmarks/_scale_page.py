@@ -41,7 +41,8 @@ and its workers, which each hold torch; with two hosts, only the process that as
 ## ResNet-50
 
 All options at all ranks and the choice for {BUDGET}, beside one SVD of every layer as a matrix of outputs
-against the rest; medians of three, in turn. Closed: SVD of both sides, spatial SVD, Tucker. All: with CP and tensor trains.
+against the rest; medians of three, in turn. Closed: SVD of both sides, spatial SVD, Tucker. All: with CP and tensor
+trains.
 
 | methods | plan, s | one SVD, s | one full SVD, s | in double precision, s | plan / full SVD |
 |---|--:|--:|--:|--:|--:|
