@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -141,6 +142,9 @@ def two_hosts(threads: int) -> Iterator[tuple[str, list[str]]]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        latest = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"  # which Ray would look for next time
+        if latest.exists() and latest.read_text().strip() == cluster:
+            latest.unlink()
 
 
 def jobs(asked: argparse.Namespace) -> list[Job]:

@@ -166,7 +166,7 @@ def ray():
     ray = pytest.importorskip("ray")
     paths = os.pathsep.join(map(os.path.abspath, sys.path))
     settings = {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
-    ray.init(num_cpus=2, log_to_driver=False, **settings)
+    ray.init("local", num_cpus=2, log_to_driver=False, **settings)
     yield ray
     ray.shutdown()
 

@@ -60,7 +60,7 @@ def _start(ray: Any, address: str) -> None:
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(
-            None if address == "local" else address,
+            address,
             runtime_env={"env_vars": {"PYTHONPATH": imports}},
             log_to_driver=False,
             logging_level=logging.ERROR,
