@@ -228,6 +228,12 @@ def test_what_a_piece_says_is_heard(ray):
         [*_workers.each("pieces", failing, [(7,)])]
 
 
+def test_workers_that_are_too_small_are_refused(ray, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    with tenfold.workers("auto"), pytest.raises(TenfoldError, match=r"has more than 2 processors; torch\.set_num"):
+        [*_workers.each("pieces", killing, [(None, 0)])]
+
+
 def test_no_cluster_is_refused():
     pytest.importorskip("ray")
     code = "import tenfold\nwith tenfold.workers('127.0.0.1:9'):\n    pass\n"

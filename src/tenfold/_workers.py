@@ -85,6 +85,12 @@ def _by_workers(
     ray: Any, work: Callable[..., Any], pieces: Iterable[Sequence[Any]], common: Sequence[Any]
 ) -> Iterator[Any]:
     threads, folder = torch.get_num_threads(), keeping()
+    most = int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
+    if most < threads:
+        raise TenfoldError(
+            f"torch uses {threads} threads here and so would each worker, but no machine of the Ray cluster has more "
+            f"than {most} processors; torch.set_num_threads({max(most, 1)}) before."
+        )
     there, sent = ray.remote(num_cpus=threads, max_retries=-1)(_done), [ray.put(one) for one in common]
     ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) // threads))
     waiting: deque[Any] = deque()
