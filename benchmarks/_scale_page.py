@@ -85,7 +85,7 @@ def _decoders(rows: Sequence[Row]) -> str:
         f"| {_WAYS[row.setting.split()[1]]} | {row.seconds['plan']:.0f} | {row.seconds['all']:.0f} "
         f"| {_peak(row, 'own'):.2f} | {_peak(row, 'all'):.2f} "
         f"| `{row.digest}`{'' if row.digest == first else ', not the same'} |"
-        for row in rows
+        for row in sorted(rows, key=lambda row: list(_WAYS).index(row.setting.split()[1]))
     )
 
 

@@ -141,12 +141,16 @@ class _Memory:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        self._look()  # at what is held still, where nothing took long
 
     def _watch(self) -> None:
         while not self._done.wait(0.05):
-            sizes = [_memory(pid) for pid in [os.getpid(), *_below(os.getpid())]]
-            self.peak["own"] = max(self.peak["own"], sum(size["RssAnon"] + size["RssShmem"] for size in sizes))
-            self.peak["all"] = max(self.peak["all"], sum(sum(size.values()) for size in sizes))
+            self._look()
+
+    def _look(self) -> None:
+        sizes = [_memory(pid) for pid in [os.getpid(), *_below(os.getpid())]]
+        self.peak["own"] = max(self.peak["own"], sum(size["RssAnon"] + size["RssShmem"] for size in sizes))
+        self.peak["all"] = max(self.peak["all"], sum(sum(size.values()) for size in sizes))
 
 
 def _memory(pid: int) -> dict[str, int]:
