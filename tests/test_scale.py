@@ -317,6 +317,7 @@ exec(blocks[1])
 state = get_model_state_dict(small, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 if rank == 0:
     torch.save(state, f"{folder}/trained.pt")
+dist.barrier()  # else one process may end while the other still talks to it
 dist.destroy_process_group()
 """
 

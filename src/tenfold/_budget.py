@@ -192,7 +192,7 @@ class Budget(Target):
         """
         prices = [self.weighed(each.errors, each.moves).sum(1) for each in (options.pruning or pruning).rankings]
         dense = {name: getattr(options.dense, name) for name in LIMITED}
-        dense |= {} if clock is None else {"ns": clock.nanoseconds(clock.start_ms / clock.dense_ms)}
+        dense |= {} if clock is None else {"ns": clock.start_ns}
         room = {name: int(limit) - dense[name] for name, limit in limits.items()}
         alone, dearest = None, np.inf
         if options.candidates:

@@ -202,9 +202,13 @@ def _summed(
     sums: dict[str, LayerStatistics] = {}
     parts = enumerate(_chunks(batches_of(model, batches)))
     for told in each("calibration", _told_of, parts, (model, loss, seed, norms)):
-        for name, found in told.items():
-            sums[name] = sums[name] + found if name in sums else found
+        _add(sums, told)
     return Statistics(sums)
+
+
+def _add(sums: dict[str, LayerStatistics], told: Mapping[str, LayerStatistics]) -> None:
+    for name, found in told.items():
+        sums[name] = sums[name] + found if name in sums else found
 
 
 def _chunks(batches: Iterator[Inputs]) -> Iterator[list[Inputs]]:
@@ -224,8 +228,7 @@ def _told_of(
     with undisturbed(model):
         for place, inputs in enumerate(batches):
             draws = _Draws(f"{seed} {number} {place}")
-            for name, told in _told(model, norms, inputs, loss, draws).items():
-                sums[name] = sums[name] + told if name in sums else told
+            _add(sums, _told(model, norms, inputs, loss, draws))
     return sums
 
 
@@ -297,7 +300,7 @@ def _told(
             (given,) = [*args, *kwargs.values()]
             name = names[module]
             told = _moments(module, given.detach(), norms[name], draws[name])
-            sums[name] = sums[name] + told if name in sums else told
+            _add(sums, {name: told})
             output = run(*args, **kwargs)
             # Added to, the output has a gradient whether or not parameters have.
             moved = torch.zeros_like(output, requires_grad=True)

@@ -356,25 +356,28 @@ def cheaper(changes: NDArray[np.int64], dense: NDArray[np.int64]) -> NDArray[np.
 def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
     """The cost at each rank, in the order of LIMITED.
 
-    The cost of a chain of factors is multilinear in the entries of its rank, so skeletons at the corners of the
-    ladder give all of it. A skeleton in the middle checks that; where it disagrees, every rank is run.
+    The cost of a chain of factors is a polynomial in the entries of its rank, of degree 1 in each (2 in the row gauge),
+    so skeletons at two (three) ranks an entry give all of it. One more checks that; where it disagrees, every rank is
+    run.
     """
 
     def run(rank: Iterable[int]) -> NDArray[np.int64]:
         return layers_cost(candidate.skeleton(rank), [graph.layers[name].calls for name in candidate.site.layers])
 
-    if len(ranks) <= 2 ** ranks.shape[1] + 1:
+    degree = 2 if candidate.form == "gauge" else 1
+    if len(ranks) <= (degree + 1) ** ranks.shape[1] + 1:
         return np.array([run(rank) for rank in ranks])
-    low, high = ranks.min(0), ranks.max(0)
-    corners = list(product(*({a, b} for a, b in zip(low.tolist(), high.tolist(), strict=True))))
-    where = (ranks - low) / np.maximum(high - low, 1)
-    costs = np.zeros((len(ranks), 3))
-    for corner in corners:
-        weights = np.prod(np.where(np.array(corner) == high, np.where(high > low, where, 1), 1 - where), axis=1)
-        costs += weights[:, None] * run(corner)
+    places = [np.unique(np.linspace(entry.min(), entry.max(), degree + 1).astype(np.int64)) for entry in ranks.T]
+    costs = np.zeros((len(ranks), len(LIMITED)))
+    for node in product(*places):
+        weights = np.ones(len(ranks))  # Lagrange's: 1 there, 0 at the other nodes
+        for entry, at, known in zip(ranks.T, node, places, strict=True):
+            for other in known[known != at]:
+                weights *= (entry - other) / (at - other)
+        costs += weights[:, None] * run(node)
     found = costs.round().astype(np.int64)
-    middle = len(ranks) // 2
-    return found if (found[middle] == run(ranks[middle])).all() else np.array([run(rank) for rank in ranks])
+    check = len(ranks) // 3
+    return found if (found[check] == run(ranks[check])).all() else np.array([run(rank) for rank in ranks])
 
 
 def _without_twins(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

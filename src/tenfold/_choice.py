@@ -31,8 +31,7 @@ class Offer(NamedTuple):
     @classmethod
     def timed(cls, options: Options, clock: Clock, faster: float) -> "Offer":
         """Those that take at most the share `faster` of the dense layer's time as well."""
-        start = clock.nanoseconds(clock.start_ms / clock.dense_ms)
-        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": start})
+        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": clock.start_ns})
 
 
 class Choice(NamedTuple):

@@ -118,14 +118,25 @@ def carry_out(
             plan = found.plan(target)
         log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
         small = made(plan)
-        report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
-    more: dict[str, Any] = {
-        "left_dense": found.left_dense(plan),
-        "trials": () if judge is None else tuple(judge.trials),
-    }
+        report = _report(small, plan, target, found, example, calibration, evaluate)
+    trials = () if judge is None else tuple(judge.trials)
+    return Result(small, plan, report.model_copy(update={"trials": trials}))
+
+
+def _report(
+    small: nn.Module,
+    plan: Plan,
+    target: Target | Plan,
+    found: Options,
+    example: Any,
+    calibration: Iterable[Any] | None,
+    evaluate: Evaluate | None,
+) -> Report:
+    report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
+    more: dict[str, Any] = {"left_dense": found.left_dense(plan)}
     if found.guard or (isinstance(target, Target) and target.is_timed):
         more["timed"] = Clock(found).network(plan, small)
-    return Result(small, plan, report.model_copy(update=more))
+    return report.model_copy(update=more)
 
 
 def carry_into(
@@ -146,8 +157,7 @@ def carry_into(
     plan = plan.model_copy(update={"reference": reference})
     apply_to(folder, found.model, plan, found.statistics)
     small = with_weights(skeleton(found.model, plan), folder)
-    report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
-    report = report.model_copy(update={"left_dense": found.left_dense(plan)})
+    report = _report(small, plan, target, found, example, calibration, evaluate)
     write_text(folder / REPORT, report.dumps())
     return Result(small, plan, report)
 

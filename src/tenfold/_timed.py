@@ -95,6 +95,11 @@ class Clock:
         """The time of the dense network in the memory format that is chosen: what the parts are taken from."""
         return self._measured(Plan(channels_last=True))[1] if self.channels_last else self.dense_ms
 
+    @property
+    def start_ns(self) -> int:
+        """The same, as costs are counted."""
+        return int(self.start_ms * _NS)
+
     def pieces(self) -> Iterator[tuple[Piece, list[Piece]]]:
         """What has to be timed at first: of each candidate the dense layers, and options along its ladder."""
         for ladder in self.options.ladders:
