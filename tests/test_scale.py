@@ -295,7 +295,7 @@ def test_statistics_in_rounds_are_those_of_one(monkeypatch):
 
 
 FSDP = """
-import re, sys
+import os, re, sys
 import torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -319,6 +319,7 @@ if rank == 0:
     torch.save(state, f"{folder}/trained.pt")
 dist.barrier()  # else one process may end while the other still talks to it
 dist.destroy_process_group()
+os._exit(0)  # all is written; a process was seen to abort outside of Python, perhaps as it ended
 """
 
 
