@@ -13,12 +13,14 @@ from matplotlib.figure import Figure
 from benchmarks._decompositions_rows import (
     CHEAP_SECONDS,
     DATA,
+    EQUAL,
     LAYERS,
     NAME,
     ROUNDS,
     SETTINGS,
     SPLIT,
     TENFOLD,
+    TENSORLY,
     LayerRow,
     NetRow,
     Results,
@@ -78,6 +80,11 @@ tenfold is faster right of 1, and has the smaller error above 1; wider layers ha
 ![Time and error of tensorly over those of tenfold, one point for each fit]({NAME}.svg)
 
 {_summary(results.layers)}
+## The time to the same error
+
+`{EQUAL}` against `{TENSORLY}`, geometric means over layers and ranks, least and most in brackets:
+
+{_equal(results.layers)}
 ## Where tensorly's error is smaller
 
 By more than {CLEARLY:.1%}:
@@ -103,7 +110,8 @@ def pairs(rows: Iterable[LayerRow]) -> Pairs:
     """Every fit of tensorly that gave factors, with tenfold's."""
     rows = list(rows)
     ours = {row.place: row for row in rows if row.by == TENFOLD}
-    return [(row, ours[row.place]) for row in rows if row.by != TENFOLD and row.error is not None and row.place in ours]
+    theirs = [row for row in rows if row.by not in (TENFOLD, EQUAL) and row.error is not None]
+    return [(row, ours[row.place]) for row in theirs if row.place in ours]
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -124,6 +132,18 @@ def _summary(rows: Sequence[LayerRow]) -> str:
             large = [pair for pair in compared if pair[0].weight_bytes >= LEAST_BYTES]
             cells = (_spread(compared, "seconds"), _spread(large, "peak_bytes"), _spread(compared, "error"))
             lines.append(f"| {form} | {by} | {len(made)} | {stopped} | {failed} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _equal(rows: Sequence[LayerRow]) -> str:
+    lines = ["| form | fits | time, tensorly / tenfold | error, tensorly / tenfold |", "|---|--:|--:|--:|"]
+    theirs = {row.place: row for row in rows if row.by == TENSORLY and row.error is not None}
+    for form in FORMS:
+        ours = [row for row in rows if (row.form, row.by) == (form, EQUAL) and row.error is not None]
+        compared = [(theirs[row.place], row) for row in ours]
+        if compared:
+            cells = (_spread(compared, "seconds"), _spread(compared, "error"))
+            lines.append(f"| {form} | {len(compared)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -220,7 +240,7 @@ def draw(rows: Sequence[LayerRow], path: Path) -> None:
             panel.yaxis.set_minor_formatter("{x:g}")
             panel.axhline(1, color="grey", linewidth=0.8)
             panel.axvline(1, color="grey", linewidth=0.8)
-            for by, marker in zip([name for name in SETTINGS if name != TENFOLD], "o^sD", strict=True):
+            for by, marker in zip([name for name in SETTINGS if name not in (TENFOLD, EQUAL)], "o^sD", strict=True):
                 compared = [pair for pair in pairs(rows) if (pair[0].form, pair[0].by) == (form, by)]
                 panel.scatter(
                     [theirs.seconds / ours.seconds for theirs, ours in compared],

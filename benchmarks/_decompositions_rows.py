@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks._fits import FORMS, LONG, Fitter, Rank, Shape, Tenfold, Tensorly
+from benchmarks._fits import FORMS, LONG, Fitter, Rank, Shape, Tenfold, TenfoldUntil, Tensorly
 from benchmarks._rows import replace_text
 
 NAME = "decompositions"
@@ -40,15 +40,18 @@ class Setting:
         return form in self.forms and max(shape) <= self.widest and (self.shares is None or share in self.shares)
 
 
-TENFOLD = "tenfold"
+TENFOLD, TENSORLY, EQUAL = "tenfold", "tensorly", "tenfold-equal"
 SETTINGS = {
-    TENFOLD: Setting(
-        Tenfold(), "`tenfold.apply` with a plan of one step, which copies the layer and works in float64.", nets=True
-    ),
-    "tensorly": Setting(
+    TENFOLD: Setting(Tenfold(), "`tenfold.apply` with a plan of one step, which copies the layer.", nets=True),
+    TENSORLY: Setting(
         Tensorly(),
         "`parafac` or `partial_tucker` with its defaults, on the weight as it is, in float32.",
         nets=True,
+    ),
+    EQUAL: Setting(
+        TenfoldUntil(),
+        "CP of tenfold, stopped as soon as its error is that of `tensorly`: compared in time alone.",
+        forms=("cp3", "cp4"),
     ),
     "tensorly-random": Setting(
         Tensorly(init="random"), "the same from random factors.", forms=("cp3", "cp4"), widest=128, nets=True

@@ -24,6 +24,8 @@ from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor, nn
 
 import tenfold
+from tenfold._cp import alternating, sliced
+from tenfold._method import Site
 from tenfold.methods import CP, Method, Tucker
 
 Shape = tuple[int, int, int, int]  # OIHW
@@ -102,6 +104,24 @@ class Tenfold:
         weight = factored.weight.detach()
         cancellation = factored.cancellation()  # over the energy of the rebuilt weight
         return Found(weight, None if cancellation is None else cancellation * float(weight.square().sum()))
+
+
+@dataclass(frozen=True)
+class TenfoldUntil:
+    """This library's CP from its closed form, until it has the error of another fit: how long that takes."""
+
+    goal: float = 0.0  # ||W - What||^2 / ||W||^2
+
+    def __call__(self, conv: nn.Conv2d, form: Form, rank: Rank) -> Callable[[], Found]:
+        """Fit, and write the factor layers."""
+        method: Any = form.method
+        site = Site(("conv",), (conv,))
+        weight = method._weight(site)
+        enough = self.goal * float(weight.square().sum())
+        terms = alternating(weight, sliced(weight, rank[0]), 1000, enough=enough)
+        (factored,) = method.skeleton(site, rank)
+        method._write(site, factored, terms)
+        return lambda: Tenfold()._read(factored.double())
 
 
 @dataclass(frozen=True)

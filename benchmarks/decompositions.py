@@ -31,12 +31,13 @@ from benchmarks._decompositions_rows import (
     ROUNDS,
     SETTINGS,
     SPLIT,
+    TENSORLY,
     LayerRow,
     NetRow,
     add,
     read,
 )
-from benchmarks._fits import FORMS, Outcome, measured
+from benchmarks._fits import FORMS, Outcome, TenfoldUntil, measured
 from benchmarks._folder import data_folder
 from benchmarks._images import Images, first_images
 from benchmarks._nets import trained
@@ -73,13 +74,19 @@ class Job:
         return self.name, self.form, self.share
 
 
-def layer_rows(jobs: Sequence[Job]) -> Iterator[LayerRow]:
-    """Fit one layer in several ways, in turn, so that a busy moment of the machine meets all of them."""
+def layer_rows(jobs: Sequence[Job], made: Sequence[LayerRow]) -> Iterator[LayerRow]:
+    """Fit one layer in several ways, in turn, so that a busy moment of the machine meets all of them.
+
+    What is to reach the error of tensorly takes it from these jobs, or from the row that was made before.
+    """
+    goals = {(row.layer, row.form, row.share): row.error for row in made if row.by == TENSORLY}
     outcomes: dict[Job, list[Outcome]] = {job: [] for job in jobs}
     for _ in range(ROUNDS):
         for job, known in outcomes.items():
             if not known or (known[0].error is not None and (known[0].seconds or 0) <= CHEAP_SECONDS):
-                known.append(fit(weight(job.name), job))
+                known.append(fit(weight(job.name), job, goals.get(job.place)))
+                if job.by == TENSORLY:
+                    goals[job.place] = known[0].error
     for job, known in outcomes.items():
         shape, first = tuple(weight(job.name).shape), known[0]
         yield LayerRow(
@@ -132,10 +139,14 @@ def net_row(job: Job) -> NetRow:
     )
 
 
-def fit(weight_OIHW: Tensor, job: Job) -> Outcome:
-    """One fit of one layer."""
-    rank = FORMS[job.form].rank(tuple(weight_OIHW.shape), job.share)
-    return measured(weight_OIHW.detach().numpy(), job.form, rank, SETTINGS[job.by].fitter, job.threads)
+def fit(weight_OIHW: Tensor, job: Job, goal: float | None = None) -> Outcome:
+    """One fit of one layer; `goal` is the error to reach, where one is to be reached."""
+    rank, fitter = FORMS[job.form].rank(tuple(weight_OIHW.shape), job.share), SETTINGS[job.by].fitter
+    if isinstance(fitter, TenfoldUntil):
+        if goal is None:
+            return Outcome(note="there is no error of tensorly to reach")
+        fitter = TenfoldUntil(goal)
+    return measured(weight_OIHW.detach().numpy(), job.form, rank, fitter, job.threads)
 
 
 def _common(job: Job) -> dict[str, Any]:
@@ -238,7 +249,7 @@ def main() -> None:
     done = read(path).commands
     groups, of_nets = jobs(asked)
     for group in groups:
-        for row in layer_rows([job for job in group if job.command not in done]):
+        for row in layer_rows([job for job in group if job.command not in done], read(path).layers):
             add(path, row)
             print(row.line(), flush=True)
     for job in of_nets:

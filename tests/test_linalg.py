@@ -48,8 +48,32 @@ def test_hosvd_is_exact_and_hooi_is_never_worse():
     energy = float(w.square().sum())
     for rank_o, rank_i in ((1, 1), (2, 4), (5, 3)):
         started = energy - float(core[:, :rank_o, :rank_i].square().sum())
-        _, _, improved = hooi(w, rank_o, rank_i)
-        assert energy - float(improved.square().sum()) <= started + 1e-9
+        for single, rounding in ((False, 1e-9), (True, 3e-6 * energy)):
+            u_o, u_i, improved = hooi(w, rank_o, rank_i, single=single)
+            rebuilt = torch.einsum("grsk,gor,gis->goik", improved, u_o, u_i).double()
+            lost = float((w - rebuilt).square().sum())
+            assert lost <= started + rounding
+            assert lost == pytest.approx(energy - float(improved.double().square().sum()), abs=rounding)
+
+
+def test_hooi_works_in_the_precision_that_its_error_needs():
+    g = torch.Generator().manual_seed(2)
+    w = torch.randn(1, 8, 7, 4, generator=g, dtype=torch.float64)
+    assert hooi(w, 4, 4, single=True)[2].dtype == torch.float32
+    steep = w * torch.logspace(0, -6, 8, dtype=torch.float64)[:, None, None]  # squares below single precision
+    u_o, u_i, core = hooi(steep, 6, 7, single=True)
+    lost = float((steep - torch.einsum("grsk,gor,gis->goik", core, u_o, u_i)).square().sum())
+    assert lost <= float(torch.linalg.svdvals(steep.flatten(2))[0, 6:].square().sum()) * (1 + 1e-9)
+
+
+def test_hooi_ends_where_neither_basis_can_be_bettered():
+    w = torch.randn(1, 9, 8, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    u_o, u_i, core = hooi(w, 3, 4)
+    kept = float(core.square().sum())
+    for half, rank in ((torch.einsum("goik,gis->gosk", w, u_i), 3), (torch.einsum("goik,gor->girk", w, u_o), 4)):
+        best = float(torch.linalg.svdvals(half.flatten(2))[0, :rank].square().sum())
+        assert kept <= best + 1e-9
+        assert best - kept <= 0.01 * (float(w.square().sum()) - kept)
 
 
 def test_hooi_finds_a_planted_tucker_rank():

@@ -52,7 +52,7 @@ def sliced(weight: Tensor, rank: int) -> Factors:
     return [torch.stack([f[1] for f in fits]), *middle, torch.stack([f[2] for f in fits])]
 
 
-def alternating(weight: Tensor, factors: Factors, sweeps: int) -> Factors:
+def alternating(weight: Tensor, factors: Factors, sweeps: int, *, enough: float = 0.0) -> Factors:
     """Alternating least squares with momentum, in which terms cannot grow against each other; the error never rises.
 
     - Momentum: a sweep starts from where the last two point to, and from where the last one ended after a sweep that
@@ -61,8 +61,9 @@ def alternating(weight: Tensor, factors: Factors, sweeps: int) -> Factors:
       limit and cancel (de Silva & Lim 2008, arXiv math/0607647). So the summed squared norms of the terms are held to
       `_BOUND` times the weight's, each factor in turn being the best under this bound.
 
-    Stops early when a sweep gains less than 1e-5 of the error. Channel modes are contracted first and once a sweep
-    each: what is stored besides the weight is r / n_o of it, never the product of the other modes.
+    Stops early when a sweep gains less than 1e-5 of the error, or where the squared error is `enough`. Channel modes
+    are contracted first and once a sweep each: what is stored besides the weight is r / n_o of it, never the product of
+    the other modes.
     """
     factors, error = _balanced(factors), squared_error(weight, factors)
     before, run = factors, 0  # where the last sweep started, and how many have gained since momentum was dropped
@@ -81,7 +82,7 @@ def alternating(weight: Tensor, factors: Factors, sweeps: int) -> Factors:
             continue
         gained, error, run = error - found, found, run + 1
         before, factors = factors, _balanced(swept)
-        if gained <= 1e-5 * error:
+        if gained <= 1e-5 * error or error <= enough:
             break
     return factors
 

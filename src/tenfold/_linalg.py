@@ -12,10 +12,12 @@ import math
 import torch
 from torch import Tensor
 
+_SWEEPS, _WORTH = 10, 3e-4  # of orthogonal iteration: at most so many, each gaining that share of the error
+
 
 def spectrum(matrix_gmn: Tensor) -> Tensor:
     """Squared singular values, largest first, shape `(g, min(m, n))`."""
-    return torch.linalg.eigvalsh(_small_gram(matrix_gmn)).flip(-1).clamp_min(0)
+    return torch.linalg.eigvalsh(_small_gram(matrix_gmn.double())).flip(-1).clamp_min(0)
 
 
 def discarded(energies: Tensor) -> Tensor:
@@ -38,12 +40,11 @@ def truncated(matrix_gmn: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def leading_columns(matrix_gmn: Tensor, rank: int) -> Tensor:
-    """An orthonormal basis `(g, m, r)` of the span of the r leading left singular vectors."""
-    matrix = matrix_gmn.double()
-    basis = _leading_eigenvectors(_small_gram(matrix), rank)
-    if matrix.shape[-2] <= matrix.shape[-1]:
+    """An orthonormal basis `(g, m, r)` of the span of the r leading left singular vectors, in its precision."""
+    basis = _leading_eigenvectors(_small_gram(matrix_gmn), rank)
+    if matrix_gmn.shape[-2] <= matrix_gmn.shape[-1]:
         return basis
-    return torch.linalg.qr(matrix @ basis).Q
+    return torch.linalg.qr(matrix_gmn @ basis).Q
 
 
 def hosvd(weight_goik: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,24 +65,47 @@ def project(weight_goik: Tensor, u_gor: Tensor, u_gis: Tensor) -> Tensor:
     return torch.einsum("goik,gor,gis->grsk", weight_goik.double(), u_gor, u_gis)
 
 
-def hooi(weight_goik: Tensor, rank_o: int, rank_i: int, *, sweeps: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+def hooi(weight_goik: Tensor, rank_o: int, rank_i: int, *, single: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Higher-order orthogonal iteration for two modes: bases and core `(g, r_o, r_i, k)`.
 
-    Starts at the truncated higher-order SVD and alternates; the error never rises (De Lathauwer, De Moor &
-    Vandewalle 2000b). Stops when a sweep gains less than a thousandth of the error.
+    Starts at the sequentially truncated higher-order SVD, which is no worse than the truncated one (Vannieuwenhoven,
+    Vandebril & Meerbergen 2012), and alternates (De Lathauwer, De Moor & Vandewalle 2000b) with momentum: a sweep
+    starts from as far ahead as the last one moved, which is worth two plain ones. The error never rises. Stops when a
+    sweep gains less than 3e-4 of the error. With `single`, in single precision, unless less than a hundredth of the
+    energy is lost, where rounding could show.
     """
-    weight = weight_goik.double()
-    u_goo, u_gii, core = hosvd(weight)
-    u_o, u_i = u_goo[..., :rank_o], u_gii[..., :rank_i]
-    kept, energy = core[:, :rank_o, :rank_i].square().sum(), weight.square().sum()
-    for _ in range(sweeps):
-        u_o = leading_columns(torch.einsum("goik,gis->gosk", weight, u_i).flatten(2), rank_o)
-        half_core = torch.einsum("goik,gor->girk", weight, u_o)
-        u_i = leading_columns(half_core.flatten(2), rank_i)
-        before, kept = kept, torch.einsum("girk,gis->gsrk", half_core, u_i).square().sum()
-        if kept - before <= 1e-3 * (energy - kept):
+    if single:
+        u_gor, u_gis, core, lost = _hooi(weight_goik.float(), rank_o, rank_i)
+        if lost > 1e-2:
+            return u_gor, u_gis, core
+    return _hooi(weight_goik.double(), rank_o, rank_i)[:3]
+
+
+def _hooi(weight_goik: Tensor, rank_o: int, rank_i: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    outputs, positions = weight_goik.shape[1], weight_goik.shape[3]
+    by_output_goki = weight_goik.movedim(3, 2).flatten(2)
+    by_input_goki = by_output_goki.unflatten(2, (positions, -1)).flatten(1, 2)
+
+    def fitted(u_gis: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        half_goks = (by_input_goki @ u_gis).unflatten(1, (outputs, positions)).flatten(2)
+        u_gor = leading_columns(half_goks, rank_o)
+        core = u_gor.mT @ half_goks
+        return u_gor, u_gis, core, core.square().sum()
+
+    energy = weight_goik.square().sum()
+    fit = fitted(leading_columns(by_input_goki.mT, rank_i))
+    ahead_gor = fit[0]
+    for _ in range(_SWEEPS):
+        by_rank_grki = (ahead_gor.mT @ by_output_goki).unflatten(2, (positions, -1)).flatten(1, 2)
+        before, found = fit, fitted(leading_columns(by_rank_grki.mT, rank_i))
+        if found[3] > before[3]:
+            fit = found
+        if not found[3] - before[3] > _WORTH * (energy - found[3]):
             break
-    return u_o, u_i, project(weight, u_o, u_i)
+        ahead_gor = torch.linalg.qr(2 * fit[0] - before[0] @ (before[0].mT @ fit[0])).Q
+    u_gor, u_gis, core, kept = fit
+    core_grsk = core.unflatten(2, (positions, -1)).movedim(2, 3)
+    return u_gor, u_gis, core_grsk, float((energy - kept) / energy.clamp_min(1e-300))
 
 
 def evbmf_rank(energies: Tensor, rows: int, columns: int) -> int:
@@ -117,8 +141,7 @@ def _free_energy(x: Tensor, variances: Tensor, alpha: float, bound: float) -> Te
     return torch.where(scaled > bound, kept, scaled - scaled.log()).sum(-1)
 
 
-def _small_gram(matrix_gmn: Tensor) -> Tensor:
-    matrix = matrix_gmn.double()
+def _small_gram(matrix: Tensor) -> Tensor:
     return matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
 
 

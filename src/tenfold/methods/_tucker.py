@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from tenfold._factored import Factored
@@ -71,7 +72,8 @@ class Tucker(Method):
 
     def fill(self, site: Site, rank: Rank, new: tuple[Factored, ...]) -> None:
         (dense,), (factored,) = site.modules, new
-        u_gor, u_gis, core_grsk = hooi(matrices(dense), rank[1], rank[0])
+        single = dense.weight.dtype != torch.float64
+        u_gor, u_gis, core_grsk = hooi(matrices(dense), rank[1], rank[0], single=single)
         write(factored[0], u_gis.mT)
         write(factored[1], core_grsk)
         write(factored[2], u_gor)
