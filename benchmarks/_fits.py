@@ -24,7 +24,7 @@ from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor, nn
 
 import tenfold
-from tenfold._cp import alternating, sliced
+from tenfold._cp import alternating, cancellation, rebuilt, sliced
 from tenfold._method import Site
 from tenfold.methods import CP, Method, Tucker
 
@@ -108,7 +108,10 @@ class Tenfold:
 
 @dataclass(frozen=True)
 class TenfoldUntil:
-    """This library's CP from its closed form, until it has the error of another fit: how long that takes."""
+    """This library's CP from its closed form, until it has the error of another fit: how long that takes.
+
+    Without what comes after: the correction of terms that cancel, and the writing of layers.
+    """
 
     goal: float = 0.0  # ||W - What||^2 / ||W||^2
 
@@ -119,9 +122,7 @@ class TenfoldUntil:
         weight = method._weight(site)
         enough = self.goal * float(weight.square().sum())
         terms = alternating(weight, sliced(weight, rank[0]), 1000, enough=enough)
-        (factored,) = method.skeleton(site, rank)
-        method._write(site, factored, terms)
-        return lambda: Tenfold()._read(factored.double())
+        return lambda: Found(rebuilt(terms)[0].movedim(-1, 0).reshape(conv.weight.shape), cancellation(terms))
 
 
 @dataclass(frozen=True)

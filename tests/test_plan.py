@@ -16,7 +16,7 @@ from tenfold.methods import SVD, Tucker
 
 steps = st.builds(
     Step,
-    layers=st.lists(st.text(min_size=1), min_size=1, max_size=3).map(tuple),
+    layers=st.lists(st.text(min_size=1), min_size=1, max_size=3, unique=True).map(tuple),
     method=st.sampled_from(["tucker", SVD("input"), SVD(), Tucker(), {"name": "other", "modes": ((4, 4), (2, 8))}]),
     rank=st.lists(st.integers(1, 10**6), min_size=1, max_size=4).map(tuple),
 )

@@ -187,3 +187,25 @@ def test_the_report_is_readable_json(folder):
     assert report["small"]["params"] <= 0.5 * report["dense"]["params"]
     assert report["drift"]["relative"] > 0
     assert set(report["left_dense"]) | {row["layer"] for row in report["replaced"]} == {"0", "3", "5", "9", "11"}
+
+
+UTF_8 = """
+import warnings, torch, tenfold
+warnings.filterwarnings("error", category=EncodingWarning, module="tenfold")
+net = torch.nn.Sequential()
+net.add_module("größe", torch.nn.Linear(64, 64))
+result = tenfold.compress(net, tenfold.Budget(params=0.7), example=torch.ones(1, 64))
+result.save("small")
+small = tenfold.load("small", net)
+assert torch.equal(small(torch.ones(1, 64)), result.model(torch.ones(1, 64)))
+assert [step.layers for step in result.plan.steps] == [("größe",)]
+"""
+
+
+def test_names_are_utf_8_whatever_the_system_writes(tmp_path):
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    script = tmp_path / "names.py"
+    script.write_text(UTF_8, encoding="utf-8")
+    command = [sys.executable, "-X", "warn_default_encoding", str(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr

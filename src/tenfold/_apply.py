@@ -163,6 +163,8 @@ def _make_up(
 def _checked(model: nn.Module, step: Step) -> tuple[Site, Method]:
     site = Site(step.layers, tuple(_layer(model, name) for name in step.layers))
     method = find(step.method)
+    if len(site.layers) > 1 and not method.joins:
+        raise TenfoldError(f"the plan's step for {', '.join(site.layers)}: {method.name} takes one layer a step.")
     for name, module in zip(site.layers, site.modules, strict=True):
         if kind(module) not in method.serves:
             raise TenfoldError(f'the plan\'s step for "{name}": {method.name} does not serve {type(module).__name__}.')

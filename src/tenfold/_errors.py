@@ -2,7 +2,10 @@
 
 
 class TenfoldError(ValueError):
-    """The input cannot be served: the message says what, how far off, and what to do."""
+    """The input cannot be served: the message says what, how far off, and what to do, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # names from files may hold anything
 
 
 class TenfoldWarning(UserWarning):

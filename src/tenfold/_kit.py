@@ -49,8 +49,8 @@ def write_kit(options: Options, path: Path) -> int:
         raise TenfoldError(f'a kit runs in "onnxruntime" or "eager", not in {options.engine!r}.')
     pack = io.BytesIO()
     with zipfile.ZipFile(pack, "w", zipfile.ZIP_DEFLATED) as kit:
-        kit.writestr("__main__.py", Path(_on_target.__file__).read_text())
-        kit.writestr("latency.py", Path(_latency.__file__).read_text())
+        kit.writestr("__main__.py", Path(_on_target.__file__).read_text(encoding="utf-8"))
+        kit.writestr("latency.py", Path(_latency.__file__).read_text(encoding="utf-8"))
         groups: dict[str, dict[str, Any]] = {}
         for dense, others in track(list(Clock(options, elsewhere=True).pieces()), "pieces"):
             group = groups.setdefault(dense.key, {})

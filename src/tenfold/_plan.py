@@ -102,6 +102,8 @@ class Step(Record):
     def _some_layers(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
         if not layers:
             raise ValueError("a step needs at least one layer")
+        if len(set(layers)) < len(layers):
+            raise ValueError("a step names a layer twice")
         return layers
 
     @model_validator(mode="after")

@@ -29,8 +29,8 @@ def mapped(path: str | Path) -> dict[str, Tensor]:
     if path.suffix != ".json":
         return _of_file(path)
     try:
-        places: dict[str, str] = json.loads(path.read_text())["weight_map"]
-        files = {name: _of_file(path.parent / name) for name in sorted(set(places.values()))}
+        places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {name: _of_file(_beside(path, name)) for name in sorted(set(places.values()))}
         return {name: files[file][name] for name, file in places.items()}
     except FileNotFoundError:
         raise TenfoldError(f"there is no file {path}.") from None
@@ -38,6 +38,12 @@ def mapped(path: str | Path) -> dict[str, Tensor]:
         if isinstance(error, TenfoldError):
             raise
         raise TenfoldError(f"{path} is no index of safetensors files, or one lacks {error}.") from None
+
+
+def _beside(index: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise TenfoldError(f'{index} names "{name}", which is no file beside it; put all files into one folder.')
+    return index.parent / name
 
 
 def _of_file(path: Path) -> dict[str, Tensor]:
@@ -77,7 +83,7 @@ class Shards:
         places = {tensor: name for name, sizes in zip(names, self._written, strict=True) for tensor in sizes}
         total = sum(size for sizes in self._written for size in sizes.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _write(self) -> None:
         self._written.append({name: tensor.nbytes for name, tensor in self._waiting.items()})

@@ -42,11 +42,11 @@ def save(
         shards = Shards(path)
         shards.add({names[0]: tensor for names, tensor in tensors_of(model)})
         shards.finish()
-        (path / PLAN).write_text(plan.dumps())
+        (path / PLAN).write_text(plan.dumps(), encoding="utf-8")
         if report is not None:
-            (path / REPORT).write_text(report.dumps())
+            (path / REPORT).write_text(report.dumps(), encoding="utf-8")
         if setting is not None:
-            (path / _SETTING).write_text(setting.model_dump_json(indent=2) + "\n")
+            (path / _SETTING).write_text(setting.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
@@ -134,7 +134,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.iterdir():
-            with file.open("rb") as handle:
+            with file.open("r+b") as handle:  # Windows flushes only what can be written
                 os.fsync(handle.fileno())
         temporary.chmod(0o755)
         if target.exists():
@@ -207,7 +207,7 @@ def put_tensor(model: nn.Module, names: Iterable[str], tensor: Tensor) -> None:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         json.loads(text)
     except FileNotFoundError:
         raise TenfoldError(f"there is no file {path}.") from None

@@ -63,7 +63,7 @@ def apply_to(
         taken(new, plan.steps, statistics, put)
         _write(shards, new, [""])
         shards.finish()
-        (path / PLAN).write_text(plan.dumps())
+        (path / PLAN).write_text(plan.dumps(), encoding="utf-8")
 
 
 def _write(shards: Shards, model: nn.Module, prefixes: Sequence[str]) -> None:

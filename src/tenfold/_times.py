@@ -113,7 +113,7 @@ class Profile(Record):
             TenfoldError: if it is missing or damaged.
         """
         try:
-            return cls.loads(Path(path).read_text(), name=str(path))
+            return cls.loads(Path(path).read_text(encoding="utf-8"), name=str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise TenfoldError(f"{path} cannot be read: {error}.") from None
 
@@ -164,7 +164,7 @@ class Times:
 
     def _read(self) -> dict[str, float]:
         try:
-            times = json.loads(self.path.read_text())["times"]
+            times = json.loads(self.path.read_text(encoding="utf-8"))["times"]
             return {str(key): float(value) for key, value in times.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}  # there is none yet, or it is damaged: measured anew

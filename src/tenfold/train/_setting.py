@@ -37,7 +37,7 @@ class Setting(Record):
             TenfoldError: if it is missing, or says something that is not known.
         """
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             return cls.loads(text, name=str(path)) if path.suffix == ".json" else cls(**tomllib.loads(text))
         except FileNotFoundError:
             raise TenfoldError(f"there is no file {path}.") from None
