@@ -96,7 +96,7 @@ def _of_images(shape: Sequence[int] | None, kind: str) -> Sequence[int]:
 
 
 def _open(kind: str, where: str) -> Any:
-    datasets = imported("datasets", f"{kind}:{where}")
+    datasets = imported("datasets", f"{kind}:{where} (pip install tenfold[data])")
     files = sorted(file for part in where.split(",") for file in glob.glob(part))  # noqa: PTH207  patterns may be absolute
     if not files:
         raise TenfoldError(f"no file or folder matches {where}.")

@@ -86,7 +86,7 @@ def run_demo(folder: Path, out: Console) -> None:
 
 
 def _digits() -> tuple[TensorDataset, TensorDataset]:
-    data = imported("sklearn.datasets", "the demo's images (pip install scikit-learn)").load_digits()
+    data = imported("sklearn.datasets", "the demo's images (pip install tenfold[demo])").load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(data.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

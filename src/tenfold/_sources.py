@@ -70,21 +70,21 @@ def imported(module: str, reference: str) -> Any:
 
 
 def _timm(name: str) -> Any:
-    timm = imported("timm", f"timm:{name}")
+    timm = imported("timm", f"timm:{name} (pip install tenfold[models])")
     if not timm.is_model(name):
         raise TenfoldError(f'timm has no model "{name}"; timm.list_models() lists them.')
     return timm.create_model(name, pretrained=False)
 
 
 def _torchvision(name: str) -> Any:
-    models = imported("torchvision.models", f"torchvision:{name}")
+    models = imported("torchvision.models", f"torchvision:{name} (pip install tenfold[models])")
     if name not in models.list_models():
         raise TenfoldError(f'torchvision has no model "{name}"; torchvision.models.list_models() lists them.')
     return models.get_model(name, weights=None)
 
 
 def _transformers(config: str) -> Any:
-    transformers = imported("transformers", f"transformers:{config}")
+    transformers = imported("transformers", f"transformers:{config} (pip install tenfold[models])")
     try:
         settings = transformers.AutoConfig.from_pretrained(config, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from tenfold._layers import store_channels_last
 from tenfold._plan import Record
 from tenfold._resume import write_text
 from tenfold._run import on_meta
+from tenfold._sources import imported
 from tenfold._trace import Call
 from tenfold._version import __version__
 
@@ -176,4 +177,4 @@ class Times:
 
 
 def _version(name: str) -> str:
-    return str(getattr(__import__(name), "__version__", "?"))
+    return str(imported(name, "timing in ONNX Runtime (pip install tenfold[export])").__version__)
