@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
 from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
-from tenfold._judge import Evaluate, Judge
+from tenfold._judge import Evaluate, Judge, Trial
 from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._recover import HOW, recover
@@ -99,28 +99,44 @@ def carry_out(
     seed: int = 0,
 ) -> Result:
     """The pipeline behind the options: plan, unless a plan is given, apply, recover, verify."""
+    with remembered() if _is_searched(target, evaluate) else nullcontext():
+        small, plan, trials = made(target, found, calibration=calibration, evaluate=evaluate, how=how, seed=seed)
+        report = _report(small, plan, target, found, example, calibration, evaluate)
+    return Result(small, plan, report.model_copy(update={"trials": trials}))
 
-    def made(plan: Plan) -> nn.Module:
+
+def made(
+    target: Target | Plan,
+    found: Options,
+    *,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    how: str = "auto",
+    seed: int = 0,
+) -> tuple[nn.Module, Plan, tuple[Trial, ...]]:
+    """The same without a report: the small network, its plan, and those that were tried."""
+
+    def recovered(plan: Plan) -> nn.Module:
         small = apply(found.model, plan, found.statistics)
         if calibration is None or how == "none":
             return small
         return recover(small, found.model, calibration, how="blocks" if how == "auto" else how, seed=seed)
 
     judge = None
-    with ExitStack() as stack:
-        if isinstance(target, Plan):
-            plan = target
-        elif evaluate is not None and target.needs_evaluate:
-            stack.enter_context(remembered())  # the network that is chosen was made for its trial
-            judge = Judge(found.model, evaluate, made)
-            plan = found.planned(target, judge)
-        else:
-            plan = found.plan(target)
-        log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
-        small = made(plan)
-        report = _report(small, plan, target, found, example, calibration, evaluate)
-    trials = () if judge is None else tuple(judge.trials)
-    return Result(small, plan, report.model_copy(update={"trials": trials}))
+    if isinstance(target, Plan):
+        plan = target
+    elif evaluate is not None and target.needs_evaluate:
+        judge = Judge(found.model, evaluate, recovered)
+        plan = found.planned(target, judge)
+    else:
+        plan = found.plan(target)
+    log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
+    return recovered(plan), plan, () if judge is None else tuple(judge.trials)
+
+
+def _is_searched(target: Target | Plan, evaluate: Evaluate | None) -> bool:
+    """Whether networks are tried, of which the one that is chosen was made for its trial."""
+    return isinstance(target, Target) and evaluate is not None and target.needs_evaluate
 
 
 def _report(

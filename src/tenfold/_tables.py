@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tenfold._candidates import Options
 from tenfold._plan import Plan, Step
+from tenfold._sweep_rows import Row, alike, mean_of
 from tenfold._verify import Report
 from tenfold.methods import FilterPruning, find
 from tenfold.train import Epoch
@@ -166,6 +167,21 @@ def history_table(history: Sequence[Sequence[Epoch]]) -> Table:
         for epoch in epochs:
             metric = "" if epoch.metric is None else f"{epoch.metric:.4f}"
             table.add_row(str(number), str(epoch.epoch), f"{epoch.loss:.4f}", metric)
+    return table
+
+
+def sweep_table(rows: Sequence[Row]) -> Table:
+    """Every net, method and budget, in the mean over seeds."""
+    table = _table("net", "method", "budget", "params\n/ dense", "time\n/ dense", "metric", "change")
+    for some in alike(rows):
+        shown = [some[0].net, some[0].label, some[0].budget or ""]
+        if all(row.metric is None for row in some):
+            table.add_row(*shown, "", "", "refused", "")
+            continue
+        means = [mean_of(some, name) for name in ("params_share", "time_share", "metric", "dense_metric")]
+        change = None if means[2] is None or means[3] is None else means[2] - means[3]
+        numbers = zip((*means[:3], change), (".3f", ".3f", ".4f", "+.4f"), strict=True)
+        table.add_row(*shown, *("" if number is None else format(number, form) for number, form in numbers))
     return table
 
 

@@ -80,6 +80,21 @@ def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evalua
             returns no number.
     """
     small, dense = unwrapped(small), unwrapped(dense)
+    drift, first = drift_of(small, dense, batches)
+    costs = _costs(small, dense, first)
+    return Report(
+        dense=costs[1],
+        small=costs[0],
+        drift=drift,
+        metric=None if evaluate is None else metric_of(small, dense, evaluate),
+        replaced=tuple(_replaced(small, dense)),
+        device=device_name(device_of(small)),
+        torch_version=torch.__version__,
+    )
+
+
+def drift_of(small: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> tuple[Drift, Inputs]:
+    """How far the outputs moved, and the inputs of the first batch."""
     total, moved, worst, count, first = 0.0, 0.0, 0.0, 0, None
     with undisturbed(small), undisturbed(dense):
         for inputs in track(batches_of(dense, batches), "outputs"):
@@ -90,16 +105,7 @@ def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evalua
                 moved += float(difference.square().sum())
                 worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
     assert first is not None, "batches_of refuses empty data"
-    costs = _costs(small, dense, first)
-    return Report(
-        dense=costs[1],
-        small=costs[0],
-        drift=Drift(relative=(moved / total) ** 0.5 if total else float(moved > 0), worst=worst, batches=count),
-        metric=None if evaluate is None else _metric(small, dense, evaluate),
-        replaced=tuple(_replaced(small, dense)),
-        device=_device_name(device_of(small)),
-        torch_version=torch.__version__,
-    )
+    return Drift(relative=(moved / total) ** 0.5 if total else float(moved > 0), worst=worst, batches=count), first
 
 
 def _paired_outputs(dense: nn.Module, small: nn.Module, inputs: Inputs) -> Iterable[tuple[Tensor, Tensor]]:
@@ -123,7 +129,8 @@ def _costs(small: nn.Module, dense: nn.Module, inputs: Inputs) -> list[Cost]:
     return [measure(model, example).model_copy(update={"milliseconds": ms}) for model, ms in pairs]
 
 
-def _metric(small: nn.Module, dense: nn.Module, evaluate: Evaluate) -> Metric:
+def metric_of(small: nn.Module, dense: nn.Module, evaluate: Evaluate) -> Metric:
+    """What `evaluate` says of both."""
     before, after = scores(evaluate, dense), scores(evaluate, small)
     return Metric(dense=float(before.mean()), small=float(after.mean()), interval=interval(after, before))
 
@@ -144,7 +151,8 @@ def _replaced(small: nn.Module, dense: nn.Module) -> Iterable[Replaced]:
             counted.update(module.parameters())
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What runs there, as a person calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
