@@ -108,7 +108,8 @@ def _refuse_taken(folder: Path) -> None:
 
 def _check_packages(sweep: Sweep) -> None:
     """What is not installed is said now, not in rows of refused jobs."""
-    imported("pyarrow", "a sweep's rows (pip install tenfold[sweep])")
+    for package in ("pyarrow", "jinja2", "plotly"):
+        imported(package, "a sweep's rows and page (pip install tenfold[sweep])")
     if any(isinstance(method, FilterPruning) for names in sweep.methods.values() for method in methods_named(names)):
         imported("torch_pruning", "finding filters (pip install tenfold[prune])")
     if sweep.engine == "onnxruntime":
@@ -123,11 +124,11 @@ def _jobs(sweep: Sweep, net: Net) -> list[Job]:
 
     def job(method: str, budget: Limits, seed: int) -> Job:
         said = (sweep.methods[method], str(budget), seed, sweep.calibration, sweep.recover, sweep.guard, sweep.engine)
-        key = f"{net.name}-{method}-{budget}-{seed}-{digest(base, *said)}"
+        key = f"{net.name}-{method}-{budget}-{seed}-{digest(base, *said)[:12]}"
         return Job(net, key, method, budget, seed)
 
     return [
-        Job(net, f"{net.name}-{DENSE}-{base}"),
+        Job(net, f"{net.name}-{DENSE}-{base[:12]}"),
         *(job(method, budget, seed) for method in sweep.methods for budget in sweep.budgets for seed in sweep.seeds),
     ]
 
@@ -270,7 +271,7 @@ def _time(sweep: Sweep, jobs: Sequence[Job], folder: Path) -> None:
             loaded = _loaded(sweep, job.net)
             clocks = {job.net: Clock(options(loaded.model, example=loaded.inputs, engine=sweep.engine))}
         times = _timed(clocks[job.net], sweep.engine, folder / str(rows[job].plan))
-        write_text(_file(folder, "times", job), times.model_dump_json(indent=2) + "\n")
+        write_text(_file(folder, "times", job), times.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
 def _timed(clock: Clock, engine: str, plan: Path) -> Times:
@@ -313,4 +314,4 @@ def _row(place: Path, job: Job) -> Row:
 
 def _write(place: Path, job: Job, row: Row) -> None:
     if not _file(place, "rows", job).exists():
-        write_text(_file(place, "rows", job), row.model_dump_json(indent=2) + "\n")
+        write_text(_file(place, "rows", job), row.model_dump_json(indent=2, exclude_none=True) + "\n")

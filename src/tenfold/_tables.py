@@ -173,6 +173,8 @@ def history_table(history: Sequence[Sequence[Epoch]]) -> Table:
 def sweep_table(rows: Sequence[Row]) -> Table:
     """Every net, method and budget, in the mean over seeds."""
     table = _table("net", "method", "budget", "params\n/ dense", "time\n/ dense", "metric", "change")
+    for column in table.columns[:3]:
+        column.justify, column.no_wrap = "left", False
     for some in alike(rows):
         shown = [some[0].net, some[0].label, some[0].budget or ""]
         if all(row.metric is None for row in some):
