@@ -39,6 +39,7 @@ from tenfold._times import Profile
 from tenfold._verify import verify
 from tenfold._version import __version__
 from tenfold._workers import processes, workers
+from tenfold.report._sweep_page import sweep_page
 from tenfold.train import progressive
 from tenfold.train._setting import Setting
 
@@ -397,6 +398,7 @@ def sweep(
     _use_threads(threads or max(1, torch.get_num_threads() // jobs))
     with _working(folder / WORK, folder), processes(jobs), _spread(ray):
         rows = run_sweep(setting, folder)
+    write_text(folder / PAGE, sweep_page(rows, setting))
     if as_json:
         _print_json(json.dumps([row.model_dump() for row in rows], indent=2))
         return

@@ -83,7 +83,8 @@ def run_sweep(sweep: Sweep, folder: Path) -> list[Row]:
     """
     _refuse_taken(folder)
     _check_packages(sweep)
-    others = [row for file in sweep.rows for row in read_rows(Path(file), (net.name for net in sweep.nets))]
+    with _about("rows"):
+        others = [row for file in sweep.rows for row in read_rows(Path(file), [net.name for net in sweep.nets])]
     jobs = [job for net in sweep.nets for job in _jobs(sweep, net)]
     write_text(folder / SETTING, sweep.model_dump_json(indent=2) + "\n")
     with resumable(folder / WORK):

@@ -1,0 +1,195 @@
+"""The page of a sweep: for every net its quality, size and time by method, and every row."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from tenfold._sweep_rows import Row, alike, mean_of
+from tenfold._sweep_setting import DENSE, Sweep
+from tenfold.report._page import Chart, Column, Section, Table, Text, page
+from tenfold.report._pareto import pareto
+
+GREY = "#868e98"
+STYLES = {
+    "svd": ("#3b7dd8", "circle"),
+    "spatial_svd": ("#d55e00", "square"),
+    "tucker": ("#00936b", "diamond"),
+    "cp": ("#c566a0", "triangle-up"),
+    "tensor_train": ("#a87d00", "triangle-down"),
+    "joint_svd": ("#7b61c9", "star"),
+    "filter_pruning": ("#a0522d", "cross"),
+}
+
+_COLUMNS = (  # heading, column of the rows, how numbers are written
+    ("Net", "net", None),
+    ("Method", "label", None),
+    ("Budget", "budget", None),
+    ("Seed", "seed", "d"),
+    ("Parameters", "params", ",d"),
+    ("of dense", "params_share", ".1%"),
+    ("Multiply-adds of dense", "macs_share", ".1%"),
+    ("Bytes of dense", "bytes_share", ".1%"),
+    ("Time of dense", "time_share", ".3f"),
+    ("ms", "small_ms", ".3f"),
+    ("Metric", "metric", ".4f"),
+    ("Change, low", "change_low", "+.4f"),
+    ("Change, high", "change_high", "+.4f"),
+    ("Drift", "drift", ".4f"),
+    ("Seconds", "seconds", ".1f"),
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a chart shows along one side."""
+
+    column: str  # of the rows
+    title: str
+    form: str
+    higher_is_better: bool = False
+
+
+_SIZE = Axis("params_share", "parameters of dense", ".0%")
+_TIME = Axis("time_share", "time of dense", ".2f")
+
+
+def sweep_page(rows: Sequence[Row], sweep: Sweep) -> str:
+    """The HTML page of a sweep.
+
+    Raises:
+        TenfoldError: if plotly or jinja2 are not installed.
+    """
+    made = [row for row in rows if row.metric is not None]
+    refused = [row for row in rows if row.error]
+    nets = list(dict.fromkeys(row.net for row in rows))
+    lead = (
+        f"{len(made)} networks: {_counted(nets, 'net')}, {_counted(sweep.methods, 'method')}, "
+        f"{_counted(sweep.budgets, 'budget')}, {_counted(sweep.seeds, 'seed')}; {len(refused)} refused."
+    )
+    sections = [
+        *(_net_section([row for row in rows if row.net == net], sweep) for net in nets),
+        Section("Every row", [_rows_table(made)]),
+    ]
+    if refused:
+        sections.append(Section("Refused", [_refused_table(refused)]))
+    return page(f"Sweep of {', '.join(nets)}", lead, sections)
+
+
+def _counted(things: Iterable[Any], name: str) -> str:
+    count = len(list(things))
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def _net_section(rows: Sequence[Row], sweep: Sweep) -> Section:
+    dense = next(row for row in rows if row.method == DENSE)
+    net = next(net for net in sweep.nets if net.name == dense.net)
+    metric = Axis("metric", (net.evaluate or sweep.evaluate).partition(":")[2], ".4f", higher_is_better=True)
+    timed = f", {dense.small_ms:.2f} ms for an input of {net.input} in {dense.engine}" if dense.small_ms else ""
+    where = f" on {dense.device}" if dense.device else ""
+    text = f"Dense: {metric.title} {dense.metric:.4f}, {dense.params or 0:,} parameters{timed}{where}."
+    charts = [_chart(rows, *axes) for axes in ((_SIZE, metric), (_TIME, metric), (_SIZE, _TIME))]
+    return Section(dense.net, [Text(text), *(chart for chart in charts if chart)])
+
+
+def _chart(rows: Sequence[Row], across: Axis, up: Axis) -> Chart | None:
+    """One axis over another: the mean over seeds of every method and budget, every seed, and the front."""
+    shown = [row for row in rows if None not in (getattr(row, across.column), getattr(row, up.column))]
+    if len({row.label for row in shown}) < 2:  # dense alone
+        return None
+    groups = alike(shown)
+    points = np.array([[mean_of(some, axis.column) for axis in (across, up)] for some in groups])
+    signs = np.array([-1.0 if axis.higher_is_better else 1.0 for axis in (across, up)])
+    best = pareto(points * signs)
+    found = [(some[0], *point, on) for some, point, on in zip(groups, points.tolist(), best, strict=True)]
+    front = [" at ".join(filter(None, (row.label, row.budget))) for row, _, _, on in found if on]
+    axes = [Column(axis.title, axis.form) for axis in (across, up)]
+    table = Table(
+        f"{up.title} over {across.title}, mean over seeds",
+        [Column("Method"), Column("Budget"), *axes, Column("Front")],
+        [[row.label, row.budget, x, y, "yes" if on else ""] for row, x, y, on in found],
+    )
+    summary = (
+        f"{up.title[0].upper()}{up.title[1:]} over {across.title}: means over seeds, and small each seed. "
+        f"On the Pareto front: {', '.join(front)}."
+    )
+    data = [_front(points[best]), *_series(shown, groups, points, across, up)]
+    return Chart({"data": data, "layout": _layout(across, up)}, summary, table)
+
+
+def _front(points: Any) -> dict[str, Any]:
+    ordered = points[np.lexsort(points.T[::-1])]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "Pareto front",
+        "x": ordered[:, 0].tolist(),
+        "y": ordered[:, 1].tolist(),
+        "line": {"color": GREY, "width": 7},
+        "opacity": 0.35,
+        "hoverinfo": "skip",
+    }
+
+
+def _series(
+    rows: Sequence[Row], groups: Sequence[Sequence[Row]], points: Any, across: Axis, up: Axis
+) -> Iterator[dict[str, Any]]:
+    """For each method its means, joined by a line, and its seeds."""
+    for label, (colour, symbol) in _styles(row.label for row in rows).items():
+        own = [(*point, some[0]) for some, point in zip(groups, points.tolist(), strict=True) if some[0].label == label]
+        own.sort(key=lambda one: one[:2])
+        common = {"type": "scatter", "legendgroup": label, "name": escape(label)}
+        yield common | {
+            "mode": "lines+markers",
+            "x": [x for x, _, _ in own],
+            "y": [y for _, y, _ in own],
+            "text": [escape(row.budget or "") for _, _, row in own],
+            "hovertemplate": f"<b>{escape(label)}</b> %{{text}}<br>{across.title} %{{x:{across.form}}}<br>"
+            f"{up.title} %{{y:{up.form}}}<extra></extra>",
+            "line": {"color": colour, "width": 1.5},
+            "marker": {"color": colour, "symbol": symbol, "size": 10},
+        }
+        seeds = [row for row in rows if row.label == label and row.seed is not None]
+        if seeds:
+            yield common | {
+                "mode": "markers",
+                "x": [getattr(row, across.column) for row in seeds],
+                "y": [getattr(row, up.column) for row in seeds],
+                "text": [f"seed {row.seed}" for row in seeds],
+                "hovertemplate": f"{escape(label)}, %{{text}}: %{{y:{up.form}}}<extra></extra>",
+                "marker": {"color": colour, "symbol": symbol, "size": 5, "opacity": 0.55},
+                "showlegend": False,
+            }
+
+
+def _styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a shape for each method: its own where it has one, else one that is free."""
+    found = list(dict.fromkeys(labels))
+    free = [style for name, style in STYLES.items() if name not in found]
+    styles = {DENSE: (GREY, "circle-open")} | STYLES
+    others = [label for label in found if label not in styles]
+    return {label: styles.get(label) or free[others.index(label) % len(free)] for label in found}
+
+
+def _layout(across: Axis, up: Axis) -> dict[str, Any]:
+    return {
+        "height": 420,
+        "margin": {"t": 56},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container"},
+        "xaxis": {"title": {"text": across.title}, "tickformat": across.form, "zeroline": False},
+        "yaxis": {"title": {"text": up.title}, "zeroline": False},
+    }
+
+
+def _rows_table(rows: Sequence[Row]) -> Table:
+    columns = [Column(heading, form) for heading, _, form in _COLUMNS]
+    values = [[getattr(row, name) for _, name, _ in _COLUMNS] for row in rows]
+    return Table("All networks", columns, values, filters=True)
+
+
+def _refused_table(rows: Sequence[Row]) -> Table:
+    headings = ("Net", "Method", "Budget", "Seed", "Reason")
+    values = [[row.net, row.label, row.budget, row.seed, row.error] for row in rows]
+    return Table("Refused", [Column(heading, "d" if heading == "Seed" else None) for heading in headings], values)
