@@ -26,8 +26,8 @@ OTHER = ("#6f7f8f", "hexagon")  # a method from elsewhere
 GREY, ACCENT = "#868e98", "#3b7dd8"
 # From early layers to late ones; dashes tell them apart as well.
 _RAMP = ("#c77700", "#c9566b", "#9a5bb5", "#5b6fd0", "#2288b5", "#0e8f7a")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_LAYERS = 400  # shown at most
+_DASHES = ("solid", "dash", "dot", "dashdot", "3px,2px", "7px,2px,2px,2px,2px,2px")
+LAYERS = 400  # shown at most, those with the most parameters
 _TALL, _LEAST, _ALL = 17, 4, 1280  # pixels of a row, and of all rows where there are many
 _FLOOR = 1e-6  # of the energy: what is left below is rounding
 _LEGEND = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "yref": "container"}
@@ -56,8 +56,8 @@ def layers_figure(layers: Sequence[Layer]) -> Figure:
     """A row for each layer: its parameters before and after, by method; and beside it the error."""
     shown = _largest(layers)
     tall = min(_TALL, max(_LEAST, _ALL // max(len(shown), 1)))
-    size = 9 if tall == _TALL else max(4, tall - 1)
-    top, every = 84, ceil(12 / tall)
+    size = 9 if tall == _TALL else max(5, tall - 2)
+    top, every = 84, ceil(_TALL / tall)
     changed = [(number, layer) for number, layer in enumerate(shown) if layer.after != layer.before]
     ticks = range(0, len(shown), every)
     sizes = [size for layer in shown for size in (layer.before, layer.after)]
@@ -83,6 +83,7 @@ def layers_figure(layers: Sequence[Layer]) -> Figure:
             "yaxis": {
                 "range": [len(shown) - 0.4, -0.6],
                 "tickvals": list(ticks),
+                "tickfont": {"size": 12 if every == 1 else 10},
                 "ticktext": [_escaped(shortened(shown[number].name)) for number in ticks],
                 "zeroline": False,
             },
@@ -92,7 +93,7 @@ def layers_figure(layers: Sequence[Layer]) -> Figure:
 
 def _largest(layers: Sequence[Layer]) -> list[Layer]:
     """Those with the most parameters, where there are too many, in the order of the network."""
-    kept = sorted(range(len(layers)), key=lambda number: -layers[number].before)[:_LAYERS]
+    kept = sorted(range(len(layers)), key=lambda number: -layers[number].before)[:LAYERS]
     return [layers[number] for number in sorted(kept)]
 
 
@@ -176,12 +177,7 @@ def tradeoff_figure(points: Sequence[Point], own: Point | None) -> Figure:
             "showlegend": False,
             "annotations": notes,
             "xaxis": {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "parameters, small / dense"}},
-            "yaxis": {
-                "type": "log",
-                "dtick": 1,
-                "title": {"text": "predicted error, summed"},
-                "exponentformat": "power",
-            },
+            "yaxis": _log("predicted error, summed", [point.error for point in points], "~g"),
         },
     }
 
@@ -290,7 +286,7 @@ def spectra_figure(spectra: Sequence[Spectrum], ranks: Mapping[str, int]) -> Fig
             "margin": {"t": 16, "r": 28},
             "legend": {"orientation": "h", "x": 0, "y": 0, "yanchor": "bottom", "yref": "container"},
             "xaxis": {"range": [0, 1], "tickformat": ".0%", "title": {"text": "rank, share of all"}},
-            "yaxis": _log("energy left beyond it", [_FLOOR, 1], "~g"),
+            "yaxis": _log("energy left beyond it", [y for each in spectra for y in _pairs(each)[1]], "~g"),
         },
     }
 

@@ -8,6 +8,7 @@ from tenfold._predicted import Point
 from tenfold._tables import label, short
 from tenfold._verify import Report
 from tenfold.report._figures import (
+    LAYERS,
     Layer,
     chosen_spectra,
     history_figure,
@@ -227,6 +228,8 @@ def _layer_by_layer(layers: Sequence[Layer]) -> Section:
         f"Parameters of {len(layers)} layers from the first to the last, dense (open circles) and small (filled), and "
         f"the predicted error of what was replaced, relative to losing the layer. Layers by method: {by_method}."
     )
+    if len(layers) > LAYERS:
+        summary += f" The chart has the {LAYERS} with the most parameters, the table has all."
     if saved.after < saved.before:
         summary += f" Most is saved in {saved.name}: {saved.before:,} to {saved.after:,}."
     columns = [Column("layer"), Column("method"), Column("rank"), Column("before", _COUNT), Column("after", _COUNT)]
