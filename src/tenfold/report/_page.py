@@ -50,6 +50,7 @@ class Chart:
     figure: Mapping[str, Any]  # as plotly.js takes it: "data" and "layout", whose colours of text the page chooses
     summary: str
     table: Table
+    folded: bool = True  # whether the table has to be opened first
 
     @property
     def json(self) -> str:
@@ -107,6 +108,16 @@ class Section:
     def anchor(self) -> str:
         """What links to it name."""
         return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+def check_installed() -> None:
+    """Refuse to go on without what makes pages.
+
+    Raises:
+        TenfoldError: if plotly or jinja2 are not installed.
+    """
+    for library in ("jinja2", "plotly.offline"):
+        imported(library, _NEEDS)
 
 
 def page(title: str, lead: str, sections: Iterable[Section]) -> str:

@@ -9,19 +9,9 @@ import numpy as np
 
 from tenfold._sweep_rows import Row, alike, mean_of
 from tenfold._sweep_setting import DENSE, Sweep
+from tenfold.report._figures import GREY, STYLES
 from tenfold.report._page import Chart, Column, Section, Table, Text, page
 from tenfold.report._pareto import pareto
-
-GREY = "#868e98"
-STYLES = {
-    "svd": ("#3b7dd8", "circle"),
-    "spatial_svd": ("#d55e00", "square"),
-    "tucker": ("#00936b", "diamond"),
-    "cp": ("#c566a0", "triangle-up"),
-    "tensor_train": ("#a87d00", "triangle-down"),
-    "joint_svd": ("#7b61c9", "star"),
-    "filter_pruning": ("#a0522d", "cross"),
-}
 
 _COLUMNS = (  # heading, column of the rows, how numbers are written
     ("Net", "net", None),

@@ -6,6 +6,8 @@
   const PAPER_WIDTH = 680;
   const NARROW = 520;
 
+  const thinned = (ticks, most) => ticks.filter((_, place) => place % Math.ceil(ticks.length / most) === 0);
+
   // Charts: colours, font and sizes of text are those of the page, whatever the figure says.
   function dressed(layout, width) {
     const ink = colour("--ink"), faint = colour("--faint"), narrow = width < NARROW;
@@ -24,7 +26,8 @@
       const axis = own[name];
       Object.assign(axis, { automargin: true, fixedrange: true, gridcolor: colour("--grid"), linecolor: colour("--rule") });
       Object.assign(axis, { zerolinecolor: colour("--rule"), tickcolor: colour("--rule") });
-      axis.tickfont = { color: faint, size: axis.tickfont?.size ?? size };
+      axis.tickfont = { color: faint, size: Math.min(size, axis.tickfont?.size ?? size) };
+      if (narrow && name[0] === "x" && axis.tickvals) axis.tickvals = thinned(axis.tickvals, 3);
       axis.title = { ...axis.title, font: { color: faint, size } };
     }
     return own;
