@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tenfold._sweep_rows import Row, alike, mean_of
 from tenfold._sweep_setting import DENSE, Sweep
@@ -14,22 +15,26 @@ from tenfold.report._page import Chart, Column, Section, Table, Text, page
 from tenfold.report._pareto import pareto
 
 _COLUMNS = (  # heading, column of the rows, how numbers are written
-    ("Net", "net", None),
-    ("Method", "label", None),
-    ("Budget", "budget", None),
-    ("Seed", "seed", "d"),
-    ("Parameters", "params", ",d"),
-    ("of dense", "params_share", ".1%"),
-    ("Multiply-adds of dense", "macs_share", ".1%"),
-    ("Bytes of dense", "bytes_share", ".1%"),
-    ("Time of dense", "time_share", ".3f"),
+    ("net", "net", None),
+    ("method", "label", None),
+    ("budget", "budget", None),
+    ("seed", "seed", "d"),
+    ("metric", "metric", ".4f"),
+    ("95 % from", "change_low", "+.4f"),
+    ("to", "change_high", "+.4f"),
+    ("params", "params_share", ".1%"),
+    ("multiply-adds", "macs_share", ".1%"),
+    ("bytes", "bytes_share", ".1%"),
+    ("time", "time_share", ".3f"),
     ("ms", "small_ms", ".3f"),
-    ("Metric", "metric", ".4f"),
-    ("Change, low", "change_low", "+.4f"),
-    ("Change, high", "change_high", "+.4f"),
-    ("Drift", "drift", ".4f"),
-    ("Seconds", "seconds", ".1f"),
+    ("drift", "drift", ".4f"),
+    ("seconds", "seconds", ".1f"),
 )
+_ALL = (
+    "All networks. Params, multiply-adds, bytes and time are small / dense; the 95 % interval is that of the change of "
+    "the metric; seconds went into planning, recovery and evaluation."
+)
+_ALIKE = 2  # decimals of a share, so that no network leads by a parameter or two
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class Axis:
     higher_is_better: bool = False
 
 
-_SIZE = Axis("params_share", "parameters of dense", ".0%")
-_TIME = Axis("time_share", "time of dense", ".2f")
+_SIZE = Axis("params_share", "parameters, small / dense", ".0%")
+_TIME = Axis("time_share", "time, small / dense", ".2f")
 
 
 def sweep_page(rows: Sequence[Row], sweep: Sweep) -> str:
@@ -91,25 +96,29 @@ def _chart(rows: Sequence[Row], across: Axis, up: Axis) -> Chart | None:
         return None
     groups = alike(shown)
     points = np.array([[mean_of(some, axis.column) for axis in (across, up)] for some in groups])
-    signs = np.array([-1.0 if axis.higher_is_better else 1.0 for axis in (across, up)])
-    best = pareto(points * signs)
+    best = pareto(np.stack([_cost(axis, column) for axis, column in zip((across, up), points.T, strict=True)], 1))
     found = [(some[0], *point, on) for some, point, on in zip(groups, points.tolist(), best, strict=True)]
     front = [" at ".join(filter(None, (row.label, row.budget))) for row, _, _, on in found if on]
     axes = [Column(axis.title, axis.form) for axis in (across, up)]
     table = Table(
         f"{up.title} over {across.title}, mean over seeds",
-        [Column("Method"), Column("Budget"), *axes, Column("Front")],
+        [Column("method"), Column("budget"), *axes, Column("front")],
         [[row.label, row.budget, x, y, "yes" if on else ""] for row, x, y, on in found],
     )
     summary = (
         f"{up.title[0].upper()}{up.title[1:]} over {across.title}: means over seeds, and small each seed. "
-        f"On the Pareto front: {', '.join(front)}."
+        f"On the Pareto front, shares rounded to 1 %: {', '.join(front)}."
     )
     data = [_front(points[best]), *_series(shown, groups, points, across, up)]
     return Chart({"data": data, "layout": _layout(across, up)}, summary, table)
 
 
-def _front(points: Any) -> dict[str, Any]:
+def _cost(axis: Axis, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is less the better it is."""
+    return -values if axis.higher_is_better else values.round(_ALIKE)
+
+
+def _front(points: NDArray[np.float64]) -> dict[str, Any]:
     ordered = points[np.lexsort(points.T[::-1])]
     return {
         "type": "scatter",
@@ -118,13 +127,13 @@ def _front(points: Any) -> dict[str, Any]:
         "x": ordered[:, 0].tolist(),
         "y": ordered[:, 1].tolist(),
         "line": {"color": GREY, "width": 7},
-        "opacity": 0.35,
+        "opacity": 0.45,
         "hoverinfo": "skip",
     }
 
 
 def _series(
-    rows: Sequence[Row], groups: Sequence[Sequence[Row]], points: Any, across: Axis, up: Axis
+    rows: Sequence[Row], groups: Sequence[Sequence[Row]], points: NDArray[np.float64], across: Axis, up: Axis
 ) -> Iterator[dict[str, Any]]:
     """For each method its means, joined by a line, and its seeds."""
     for label, (colour, symbol) in _styles(row.label for row in rows).items():
@@ -176,10 +185,10 @@ def _layout(across: Axis, up: Axis) -> dict[str, Any]:
 def _rows_table(rows: Sequence[Row]) -> Table:
     columns = [Column(heading, form) for heading, _, form in _COLUMNS]
     values = [[getattr(row, name) for _, name, _ in _COLUMNS] for row in rows]
-    return Table("All networks", columns, values, filters=True)
+    return Table(_ALL, columns, values, filters=True)
 
 
 def _refused_table(rows: Sequence[Row]) -> Table:
-    headings = ("Net", "Method", "Budget", "Seed", "Reason")
+    columns = [Column("net"), Column("method"), Column("budget"), Column("seed", "d"), Column("reason")]
     values = [[row.net, row.label, row.budget, row.seed, row.error] for row in rows]
-    return Table("Refused", [Column(heading, "d" if heading == "Seed" else None) for heading in headings], values)
+    return Table("Jobs without a network, or without a time", columns, values)
