@@ -27,6 +27,7 @@ from tenfold._sweep_setting import Sweep
 from tenfold._timed import Clock
 from tenfold.methods import SVD
 from tenfold.report._pareto import pareto
+from tenfold.report._sweep_page import sweep_page
 
 NETS = """
 import time
@@ -389,6 +390,57 @@ def test_rows_that_lack_a_column_are_refused(column):
 def test_rows_that_are_wrong_are_refused(change, said):
     with pytest.raises(TenfoldError, match=re.escape(said)):
         run_sweep(sweep_with(rows=(csv_of("bad.csv", OTHER | change),)), Path("bad"))
+
+
+EVIL = "</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def page(rows, place):
+    """The page of the first sweep, with a refused job and rows of another library, whose method is markup."""
+    sweep = Sweep.read(Path("sweep.toml"))
+    refused = Row(net="tiny", method="svd", budget="params=10", seed=0, error=EVIL)
+    others = [Row(**{**OTHER, "method": EVIL, "metric": metric}) for metric in (0.5, 0.6)]
+    (place / "sweep.html").write_text(sweep_page([*rows, refused, *others], sweep))
+    return place / "sweep.html"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_shows_every_method_and_asks_for_nothing(browser, page, rows, width):
+    troubles = []
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark")
+    view = context.new_page()
+    view.on("console", lambda message: troubles.append(message.text))
+    view.on("pageerror", lambda error: troubles.append(str(error)))
+    view.on("dialog", lambda dialog: troubles.append("a method's name was run"))
+    view.on("request", lambda asked: troubles.append(asked.url) if asked.url != page.as_uri() else None)
+    view.goto(page.as_uri())
+    view.wait_for_selector(".plot .main-svg")
+    assert view.locator("figure.chart").count() == 3
+    legends = [view.locator(f"figure.chart >> nth={number} >> .legendtext").all_text_contents() for number in range(3)]
+    ours = ["Pareto front", "dense", "svd", "tucker"]
+    assert legends == [[*ours, f"{EVIL} (theirs)"], ours, ours]  # theirs has no time
+    assert view.locator("main > section").last.locator("tbody tr").count() == 1
+    every = view.locator("main > section").nth(1)
+    assert every.locator("tbody tr").count() == len(rows) + 2
+    every.locator("th button", has_text="metric").click()
+    shown = [float(text) for text in every.locator("tbody td:nth-child(5)").all_inner_texts()]
+    assert shown == sorted(shown)
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+    assert troubles == []
+
+
+def test_the_page_names_the_front():
+    rows = [
+        Row(net="tiny", method="dense", params_share=1.0, metric=0.9, dense_metric=0.9, params=100),
+        Row(net="tiny", method="svd", budget="params=0.5", seed=0, params_share=0.501, metric=0.8),
+        Row(net="tiny", method="svd", budget="params=0.5", seed=1, params_share=0.499, metric=0.9),
+        Row(net="tiny", method="tucker", budget="params=0.5", seed=0, params_share=0.498, metric=0.84),
+        Row(net="tiny", method="tucker", budget="params=0.3", seed=0, params_share=0.3, metric=0.7),
+    ]
+    said = sweep_page(rows, Sweep.read(Path("sweep.toml")))
+    assert "On the Pareto front, shares rounded to 1 %: dense, svd at params=0.5, tucker at params=0.3." in said
 
 
 @given(arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(0, 4).map(float)))

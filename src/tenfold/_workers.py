@@ -86,6 +86,11 @@ def processes(count: int) -> Iterator[None]:
         yield
         return
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start_process)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: this process hears it, and ends them
+    try:
+        pool.submit(os.getpid)  # starts all of them
+    finally:
+        signal.signal(signal.SIGINT, before)
     token = _processes.set(pool)
     try:
         yield
@@ -99,7 +104,6 @@ def processes(count: int) -> Iterator[None]:
 
 
 def _start_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for this one hears it too, and ends it
     Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -46,6 +46,11 @@ class Axis:
     form: str
     higher_is_better: bool = False
 
+    @property
+    def name(self) -> str:
+        """The title without what it is a share of."""
+        return self.title.partition(",")[0]
+
 
 _SIZE = Axis("params_share", "parameters, small / dense", ".0%")
 _TIME = Axis("time_share", "time, small / dense", ".2f")
@@ -101,12 +106,12 @@ def _chart(rows: Sequence[Row], across: Axis, up: Axis) -> Chart | None:
     front = [" at ".join(filter(None, (row.label, row.budget))) for row, _, _, on in found if on]
     axes = [Column(axis.title, axis.form) for axis in (across, up)]
     table = Table(
-        f"{up.title} over {across.title}, mean over seeds",
+        f"{up.name} over {across.name}, mean over seeds",
         [Column("method"), Column("budget"), *axes, Column("front")],
         [[row.label, row.budget, x, y, "yes" if on else ""] for row, x, y, on in found],
     )
     summary = (
-        f"{up.title[0].upper()}{up.title[1:]} over {across.title}: means over seeds, and small each seed. "
+        f"{up.name[0].upper()}{up.name[1:]} over {across.name}; large marks are means over seeds, small ones seeds. "
         f"On the Pareto front, shares rounded to 1 %: {', '.join(front)}."
     )
     data = [_front(points[best]), *_series(shown, groups, points, across, up)]
@@ -122,11 +127,12 @@ def _front(points: NDArray[np.float64]) -> dict[str, Any]:
     ordered = points[np.lexsort(points.T[::-1])]
     return {
         "type": "scatter",
-        "mode": "lines",
+        "mode": "lines+markers",
         "name": "Pareto front",
         "x": ordered[:, 0].tolist(),
         "y": ordered[:, 1].tolist(),
-        "line": {"color": GREY, "width": 7},
+        "line": {"color": GREY, "width": 7, "shape": "hv"},  # up to the next the one before is the best there is
+        "marker": {"color": GREY, "size": 18},
         "opacity": 0.45,
         "hoverinfo": "skip",
     }
