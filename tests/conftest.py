@@ -1,7 +1,10 @@
 """Threads are pinned: a many-threaded decomposition on a busy machine is many times slower."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import benchmarks._zoo  # noqa: F401  declares the operators that torchvision and timm look for when imported
 import pytest
@@ -19,3 +22,16 @@ def shared_data() -> Path:
     if not os.environ.get("TENFOLD_DATA"):
         pytest.skip("TENFOLD_DATA is not set: real images and trained networks are not at hand")
     return Path(os.environ["TENFOLD_DATA"])
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A browser that pages are looked at in."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is not installed: pages cannot be looked at")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pages cannot be looked at")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()

@@ -40,7 +40,7 @@ class Machine:
         self.each, self.parameter, self.besides, self.strain, self.measured = each, parameter, besides, strain, 0
         monkeypatch.setattr(Times, "_measured", lambda _, pieces: [self.piece(piece) for piece in pieces])
         monkeypatch.setattr(
-            _timed.Clock, "_compared", lambda clock, small: (self.network(clock.options.model), self.network(small))
+            _timed.Clock, "compared", lambda clock, small: (self.network(clock.options.model), self.network(small))
         )
 
     def layers(self, modules):

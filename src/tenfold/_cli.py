@@ -1,9 +1,11 @@
-"""The command line: `tenfold demo | inspect | plan | compress | train | verify | export`."""
+"""The command line: `tenfold demo | inspect | plan | compress | profile | train | sweep | verify | report | export`."""
 
 import json
+import shlex
 import sys
 import time
 import warnings
+import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,46 +18,37 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import nn
 
 from tenfold import _tables
-from tenfold._batches import IMAGENET, collated, read_batches, read_examples
+from tenfold import report as pages
+from tenfold._batches import IMAGENET, collated, read_examples
 from tenfold._budget import Budget
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
-from tenfold._compress import carry_into, carry_out, check_recovery
-from tenfold._data import example_inputs
+from tenfold._compress import asked, carry_into, carry_out, check_recovery
 from tenfold._demo import run_demo
 from tenfold._engines import check_engine
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._export import export
+from tenfold._given import METHODS, batches_for, device_named, lies_in_shards, methods_named, network, shaped
 from tenfold._kit import write_kit
-from tenfold._method import Method
 from tenfold._plan import Plan
 from tenfold._progress import listening
 from tenfold._rank_rules import Energy
 from tenfold._resume import forget, resumable, write_text
 from tenfold._sources import build_model, named
-from tenfold._store import load, load_plan, read_weights, refuse_taken, save, tensors_of
-from tenfold._stream import with_weights
+from tenfold._store import load, load_plan, refuse_taken, save
+from tenfold._sweep import PAGE, ROWS, WORK, run_sweep
+from tenfold._sweep_setting import Sweep
 from tenfold._times import Profile
 from tenfold._verify import verify
 from tenfold._version import __version__
-from tenfold._workers import workers
-from tenfold.methods import CP, SVD, FilterPruning, JointSVD, SpatialSVD, TensorTrain, Tucker
+from tenfold._workers import processes, workers
+from tenfold.report._sweep_page import sweep_page
 from tenfold.train import progressive
 from tenfold.train._setting import Setting
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-
-METHODS: dict[str, tuple[Method | FilterPruning, ...]] = {
-    "svd": (SVD("output"), SVD("input")),
-    "spatial": (SpatialSVD(),),
-    "tucker": (Tucker(),),
-    "cp": (CP(3), CP(4)),
-    "tt": (TensorTrain(),),
-    "filters": (FilterPruning(),),
-    "joint": (JointSVD("right"), JointSVD("left"), JointSVD("both")),
-}
 
 Model = Annotated[
     str,
@@ -170,7 +163,8 @@ def demo(
 
     tenfold demo
     """
-    run_demo(folder, out)
+    run_demo(folder, out, _command())
+    _print_page(folder)
 
 
 @app.command()
@@ -295,13 +289,13 @@ def compress(
     score = named(evaluate) if evaluate else None
     if isinstance(target, Target):
         check_evaluate(target, score)
-    net, inputs = _model(model, weights).to(_device(device)), _example(input, example)
+    net, inputs = _model(model, weights).to(device_named(device)), _example(input, example)
     batches = _batches(data, calibration, inputs, mean, std)
     check_recovery(batches, recover)
     with _working(work, folder), _spread(ray):
         found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine, times=times)
-        task: dict[str, Any] = {"example": inputs, "calibration": batches, "evaluate": score}
-        if _lies_in_shards(weights):
+        task: dict[str, Any] = {"example": inputs, "calibration": batches, "evaluate": score, "command": _command()}
+        if lies_in_shards(weights):
             result = carry_into(folder, target, found, **task, how=recover, reference=model)
         else:
             result = carry_out(target, found, **task, how=recover)
@@ -316,6 +310,7 @@ def compress(
         out.print()
     out.print(_tables.report_table(result.report))
     out.print(f"\nWritten to {folder}: weights, plan.json, report.json.", soft_wrap=True)
+    _print_page(folder)
 
 
 @app.command()
@@ -360,8 +355,8 @@ def train(
     refuse_taken(folder)
     score = named(setting.evaluate) if setting.evaluate else None
     net, inputs = (
-        _model(setting.model, Path(setting.weights)).to(_device(setting.device)),
-        _example([setting.input], None),
+        network(setting.model, Path(setting.weights)).to(device_named(setting.device)),
+        shaped([setting.input]),
     )
     examples = read_examples(setting.data, tuple(inputs.shape[1:]), setting.mean, setting.std)
     calibration = collated(examples, setting.calibration)
@@ -372,13 +367,16 @@ def train(
             examples,
             example=inputs,
             calibration=calibration,
-            methods=_methods(setting.methods),
+            methods=methods_named(setting.methods),
             freeze=setting.freeze,
             augment=setting.augment,
             evaluate=score,
             folder=place,
         )
-        report = verify(done.model, net, calibration, evaluate=score)
+        facts: dict[str, Any] = {"history": done.history, "left_dense": done.left_dense, "predicted": done.predicted}
+        last = setting.rounds[-1]
+        facts |= {"asked": asked(last.budget), "seed": last.recipe.seed, "command": _command()}
+        report = verify(done.model, net, calibration, evaluate=score).model_copy(update=facts)
         save(folder, done.model, done.plan.model_copy(update={"reference": setting.model}), report, setting)
     if as_json:
         _print_json(report.dumps())
@@ -387,6 +385,34 @@ def train(
     out.print()
     out.print(_tables.report_table(report))
     out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json, setting.json.", soft_wrap=True)
+    _print_page(folder)
+
+
+@app.command()
+def sweep(
+    setting_file: Annotated[Path, typer.Argument(help="A .toml file, or setting.json of a sweep.", metavar="SWEEP")],
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write, or to go on with.", metavar="FOLDER")],
+    jobs: Annotated[int, typer.Option(help="Processes that share the work.", metavar="N", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(help="Of each; else they share the processor.", metavar="N")] = None,
+    ray: Cluster = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods and budgets on several networks, as a file says.
+
+    tenfold sweep sweep.toml --out swept
+    """
+    setting = Sweep.read(setting_file)
+    if setting.is_timed and (jobs > 1 or ray):
+        raise TenfoldError("limits of time and the guard are measured while planning; leave out --jobs and --ray.")
+    _use_threads(threads or max(1, torch.get_num_threads() // jobs))
+    with _working(folder / WORK, folder), processes(jobs), _spread(ray):
+        rows = run_sweep(setting, folder)
+    write_text(folder / PAGE, sweep_page(rows, setting))
+    if as_json:
+        _print_json(json.dumps([row.model_dump() for row in rows], indent=2))
+        return
+    out.print(_tables.sweep_table(rows))
+    out.print(f"\nWritten to {folder}: {ROWS}, {PAGE}, setting.json, plans.", soft_wrap=True)
 
 
 @app.command(name="verify")
@@ -418,6 +444,25 @@ def verify_folder(
         _print_json(report.dumps())
     else:
         out.print(_tables.report_table(report))
+
+
+@app.command(name="report")
+def report_folder(
+    folder: Saved,
+    file: Annotated[
+        Path | None, typer.Option("--out", help="Write the page here, not into the folder.", metavar="FILE")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Make a page about a compressed network: report.html, and report.md.
+
+    tenfold report small --open
+    """
+    page = pages.write(folder, file)
+    short = "" if file else f", and in short {page.with_suffix('.md')}"
+    out.print(f"Written: {page}{short}.", soft_wrap=True)
+    if show:
+        webbrowser.open(page.absolute().as_uri())
 
 
 @app.command(name="export")
@@ -514,63 +559,20 @@ def _spread(address: str | None) -> AbstractContextManager[None]:
     return nullcontext() if address is None else workers(address)
 
 
-def _lies_in_shards(weights: Path | None) -> bool:
-    return weights is not None and (weights.is_dir() or weights.suffix == ".json")
-
-
 def _model(reference: str, weights: Path | None) -> nn.Module:
-    if weights is not None and _lies_in_shards(weights):
-        return with_weights(build_model(reference, empty=True).eval(), weights)
-    model = build_model(reference).eval()
     if weights is None:
         err.print("tenfold: no --weights given; the network keeps those that its code gives it.", soft_wrap=True)
-        return model
-    state = read_weights(weights)
-    own = model.state_dict()
-    tied = [names for names, _ in tensors_of(model) if not any(name in state for name in names)]
-    missing, unknown = [names[0] for names in tied if names[0] in own], [n for n in state if n not in own]
-    misfits = [n for n in own if n in state and own[n].shape != state[n].shape]
-    for names, what in ((missing, "lacks"), (unknown, "holds unknown"), (misfits, "has another shape for")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise TenfoldError(f"{weights} {what} {names[0]}{more}: it does not belong to {reference}.")
-    model.load_state_dict(state, strict=False)  # what is tied is there under one name
-    return model
+    return network(reference, weights)
 
 
 def _example(inputs: Sequence[str] | None, example: str | None) -> Any:
     if bool(inputs) == (example is not None):
         raise TenfoldError("give the input's shape: --input 1,3,32,32, or --example module:fn.")
-    if example:
-        return named(example)()
-    assert inputs is not None
-    pieces = [text.split(":") for text in inputs]
-    if len(pieces) == 1 and len(pieces[0]) == 1:
-        return _tensor(pieces[0][0], "float32")
-    if any(len(piece) != 3 for piece in pieces):
-        raise TenfoldError("several inputs need names and types: --input input_ids:int64:1,128.")
-    return {name: _tensor(shape, dtype) for name, dtype, shape in pieces}
-
-
-def _tensor(shape: str, dtype_name: str) -> torch.Tensor:
-    dtype = getattr(torch, dtype_name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise TenfoldError(f'"{dtype_name}" is no dtype of torch, such as float32 or int64.')
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-    except ValueError:
-        raise TenfoldError(f'"{shape}" is no shape; write whole numbers with commas: 1,3,32,32.') from None
-    if not dtype.is_floating_point:
-        return torch.ones(sizes, dtype=dtype)  # valid as token, as mask and as position
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return named(example)() if example else shaped(inputs or ())
 
 
 def _batches(data: str | None, count: int, inputs: Any, mean: str, std: str) -> list[Any] | None:
-    if data is None:
-        return None
-    tensors = [value for value in example_inputs(inputs).args if isinstance(value, torch.Tensor)]
-    shape = tuple(tensors[0].shape[1:]) if tensors else None
-    return read_batches(data, count, shape, _numbers(mean), _numbers(std))
+    return None if data is None else batches_for(data, count, inputs, _numbers(mean), _numbers(std))
 
 
 def _use_threads(count: int | None) -> None:
@@ -598,27 +600,10 @@ def _options(
     engine: str = "eager",
     times: Path | None = None,
 ) -> Options:
-    chosen, how = _methods(methods), check_engine(engine) if times is None else Profile.load(times)
+    chosen, how = methods_named(methods), check_engine(engine) if times is None else Profile.load(times)
     statistics = None if batches is None else calibrate(model, batches)
     setting: dict[str, Any] = {"methods": chosen, "freeze": freeze or (), "guard": guard, "engine": how}
     return options(model, example=example, statistics=statistics, **setting)
-
-
-def _methods(names: str) -> list[Method | FilterPruning]:
-    unknown = [name for name in names.split(",") if name not in METHODS]
-    if unknown:
-        raise TenfoldError(f'there is no method "{unknown[0]}"; known are {", ".join(METHODS)}.')
-    return [method for name in names.split(",") for method in METHODS[name]]
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise TenfoldError(f'"{name}" is no device; use cpu, cuda or cuda:0.') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise TenfoldError("there is no CUDA device here; use --device cpu.")
-    return device
 
 
 def _print_plan(found: Options, chosen: Plan) -> None:
@@ -626,6 +611,15 @@ def _print_plan(found: Options, chosen: Plan) -> None:
     out.print(_tables.plan_table(rows))
     out.print(f"\n{_tables.saved(found, rows)}", soft_wrap=True)
     _print_reasons(found.left_dense(chosen))
+
+
+def _print_page(folder: Path) -> None:
+    out.print(f"To look at it: tenfold report {shlex.quote(str(folder))} --open", soft_wrap=True)
+
+
+def _command() -> str:
+    """The command line, as it may be typed again."""
+    return shlex.join(["tenfold", *sys.argv[1:]])
 
 
 def _print_reasons(reasons: dict[str, str]) -> None:

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +14,10 @@ from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
 from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
-from tenfold._judge import Evaluate, Judge
+from tenfold._judge import Evaluate, Judge, Trial
 from tenfold._method import Method
 from tenfold._plan import Plan
+from tenfold._predicted import predicted
 from tenfold._recover import HOW, recover
 from tenfold._resume import remembered, write_text
 from tenfold._store import REPORT, save
@@ -97,30 +98,48 @@ def carry_out(
     evaluate: Evaluate | None = None,
     how: str = "auto",
     seed: int = 0,
+    command: str | None = None,
 ) -> Result:
     """The pipeline behind the options: plan, unless a plan is given, apply, recover, verify."""
+    with remembered() if _is_searched(target, evaluate) else nullcontext():
+        small, plan, trials = made(target, found, calibration=calibration, evaluate=evaluate, how=how, seed=seed)
+        report = _report(small, plan, target, found, example, calibration, evaluate)
+    more = {"trials": trials, "seed": seed, "command": command}
+    return Result(small, plan, report.model_copy(update=more))
 
-    def made(plan: Plan) -> nn.Module:
+
+def made(
+    target: Target | Plan,
+    found: Options,
+    *,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    how: str = "auto",
+    seed: int = 0,
+) -> tuple[nn.Module, Plan, tuple[Trial, ...]]:
+    """The same without a report: the small network, its plan, and those that were tried."""
+
+    def recovered(plan: Plan) -> nn.Module:
         small = apply(found.model, plan, found.statistics)
         if calibration is None or how == "none":
             return small
         return recover(small, found.model, calibration, how="blocks" if how == "auto" else how, seed=seed)
 
     judge = None
-    with ExitStack() as stack:
-        if isinstance(target, Plan):
-            plan = target
-        elif evaluate is not None and target.needs_evaluate:
-            stack.enter_context(remembered())  # the network that is chosen was made for its trial
-            judge = Judge(found.model, evaluate, made)
-            plan = found.planned(target, judge)
-        else:
-            plan = found.plan(target)
-        log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
-        small = made(plan)
-        report = _report(small, plan, target, found, example, calibration, evaluate)
-    trials = () if judge is None else tuple(judge.trials)
-    return Result(small, plan, report.model_copy(update={"trials": trials}))
+    if isinstance(target, Plan):
+        plan = target
+    elif evaluate is not None and target.needs_evaluate:
+        judge = Judge(found.model, evaluate, recovered)
+        plan = found.planned(target, judge)
+    else:
+        plan = found.plan(target)
+    log.info("%d of %d layers are replaced", len(plan.steps), len(found.graph.layers))
+    return recovered(plan), plan, () if judge is None else tuple(judge.trials)
+
+
+def _is_searched(target: Target | Plan, evaluate: Evaluate | None) -> bool:
+    """Whether networks are tried, of which the one that is chosen was made for its trial."""
+    return isinstance(target, Target) and evaluate is not None and target.needs_evaluate
 
 
 def _report(
@@ -133,10 +152,23 @@ def _report(
     evaluate: Evaluate | None,
 ) -> Report:
     report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
-    more: dict[str, Any] = {"left_dense": found.left_dense(plan)}
+    more: dict[str, Any] = {"left_dense": found.left_dense(plan), "asked": asked(target)}
+    more["predicted"] = predicted(found, plan)
     if found.guard or (isinstance(target, Target) and target.is_timed):
         more["timed"] = Clock(found).network(plan, small)
     return report.model_copy(update=more)
+
+
+def asked(target: Any) -> str:
+    """A target as one would write it; what is as usual is left out."""
+    if isinstance(target, Plan):
+        return "a plan that was given"
+    if not is_dataclass(target):
+        return getattr(target, "__name__", repr(target))
+    given = {each.name: getattr(target, each.name) for each in fields(target)}
+    usual = {each.name: each.default for each in fields(target)}
+    shown = ", ".join(f"{name}={asked(value)}" for name, value in given.items() if value != usual[name])
+    return f"{type(target).__name__}({shown})"
 
 
 def carry_into(
@@ -149,6 +181,7 @@ def carry_into(
     evaluate: Evaluate | None = None,
     how: str = "auto",
     reference: str | None = None,
+    command: str | None = None,
 ) -> Result:
     """The same for a network that lies in files, as does what it becomes; without recovery."""
     if how in HOW:
@@ -158,6 +191,7 @@ def carry_into(
     apply_to(folder, found.model, plan, found.statistics)
     small = with_weights(skeleton(found.model, plan), folder)
     report = _report(small, plan, target, found, example, calibration, evaluate)
+    report = report.model_copy(update={"command": command})
     write_text(folder / REPORT, report.dumps())
     return Result(small, plan, report)
 

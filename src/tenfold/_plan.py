@@ -182,4 +182,4 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}."
+    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ').rstrip('.')}{more}."

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tenfold._candidates import Options
 from tenfold._plan import Plan, Step
+from tenfold._sweep_rows import Row, alike, mean_of
 from tenfold._verify import Report
 from tenfold.methods import FilterPruning, find
 from tenfold.train import Epoch
@@ -66,7 +67,7 @@ def planned(options: Options, plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "layers": list(step.layers),
-            "method": _label(step),
+            "method": label(step),
             "rank": list(step.rank),
             "of": step.links[0].filters if step.links else None,
             "params": [int(before[0]), int(after[0])],
@@ -169,6 +170,23 @@ def history_table(history: Sequence[Sequence[Epoch]]) -> Table:
     return table
 
 
+def sweep_table(rows: Sequence[Row]) -> Table:
+    """Every net, method and budget, in the mean over seeds."""
+    table = _table("net", "method", "budget", "params\n/ dense", "time\n/ dense", "metric", "change")
+    for column in table.columns[:3]:
+        column.justify, column.no_wrap = "left", False
+    for some in alike(rows):
+        shown = [some[0].net, some[0].label, some[0].budget or ""]
+        if all(row.metric is None for row in some):
+            table.add_row(*shown, "", "", "refused", "")
+            continue
+        means = [mean_of(some, name) for name in ("params_share", "time_share", "metric", "dense_metric")]
+        change = None if means[2] is None or means[3] is None else means[2] - means[3]
+        numbers = zip((*means[:3], change), (".3f", ".3f", ".4f", "+.4f"), strict=True)
+        table.add_row(*shown, *("" if number is None else format(number, form) for number, form in numbers))
+    return table
+
+
 def _interval(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}"
 
@@ -181,7 +199,7 @@ def short(number: int) -> str:
     return str(number)
 
 
-def _label(step: Step) -> str:
+def label(step: Step) -> str:
     """The method with its first field, and those others that are not as usual."""
     method = FilterPruning.of(step.method) if step.links else find(step.method)
     usual = {each.name: each.default for each in fields(method)}  # type: ignore[arg-type]

@@ -211,7 +211,7 @@ class Clock:
         conditions, predicted = self.times.conditions, self.predicted(plan)
         if not self.is_here:
             return Timed(conditions=conditions, dense_ms=self.dense_ms, small_ms=None, predicted=predicted)
-        dense_ms, small_ms = self._measured(plan) if small is None else self._compared(small)
+        dense_ms, small_ms = self._measured(plan) if small is None else self.compared(small)
         return Timed(conditions=conditions, dense_ms=dense_ms, small_ms=small_ms, predicted=predicted)
 
     def _measured(self, plan: Plan) -> tuple[float, float]:
@@ -221,9 +221,10 @@ class Clock:
         device, inputs = str(device_of(self.options.model)), example_inputs(self.options.example).describe()
         made = plan.model_copy(update={"fingerprint": self.options.fingerprint}).dumps()
         key = hashlib.sha256(repr((made, seen, inputs, device)).encode()).hexdigest()[:24]
-        return self.times.network(key, lambda: self._compared(self._drawn(plan)))
+        return self.times.network(key, lambda: self.compared(self.drawn(plan)))
 
-    def _compared(self, small: nn.Module) -> tuple[float, float]:
+    def compared(self, small: nn.Module) -> tuple[float, float]:
+        """Milliseconds of the dense network and of another, side by side."""
         inputs = example_inputs(self.options.example)
         with torch.random.fork_rng():
             runs = [
@@ -233,7 +234,8 @@ class Clock:
             dense_ms, small_ms = interleaved_ms(runs, rounds=11, sure=0.01)
         return dense_ms, small_ms
 
-    def _drawn(self, plan: Plan) -> nn.Module:
+    def drawn(self, plan: Plan) -> nn.Module:
+        """The network of a plan, with values that are drawn where they are not those of the dense one."""
         dense = self.options.model
         new, known = skeleton(dense, plan), _tensors(dense)
         draw(new, torch.Generator(device_of(dense)).manual_seed(0))

@@ -1,15 +1,20 @@
-"""Independent pieces of work: one after the other in this process, or spread over the workers of a Ray cluster."""
+"""Independent pieces of work: one after the other in this process, spread over others, or over a Ray cluster."""
 
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -19,6 +24,8 @@ from tenfold._progress import track
 from tenfold._resume import keeping, resumable
 
 _cluster: ContextVar[Any] = ContextVar("tenfold_workers", default=None)
+
+_processes: ContextVar[Executor | None] = ContextVar("tenfold_processes", default=None)
 
 _AHEAD = 2  # pieces for each worker that are handed out before the first comes back
 
@@ -69,16 +76,72 @@ def _start(ray: Any, address: str) -> None:
         raise TenfoldError(f'there is no Ray cluster at "{address}": {first_line(error)}') from None
 
 
+@contextmanager
+def processes(count: int) -> Iterator[None]:
+    """Inside, pieces of work are shared out to `count` other processes of this machine, if it is more than one.
+
+    Each runs with as many threads as torch has here, and ends with the block or with this process.
+    """
+    if count == 1:
+        yield
+        return
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start_process)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: this process hears it, and ends them
+    try:
+        pool.submit(os.getpid)  # starts all of them
+    finally:
+        signal.signal(signal.SIGINT, before)
+    token = _processes.set(pool)
+    try:
+        yield
+    except BaseException:
+        for process in pool._processes.values():  # terminate_workers of Python 3.14
+            process.terminate()
+        raise
+    finally:
+        _processes.reset(token)
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "processes has started this one"
+    parent.join()
+    os._exit(1)  # even where it was killed
+
+
 def each(
     what: str, work: Callable[..., Any], pieces: Iterable[Sequence[Any]], common: Sequence[Any] = ()
 ) -> Iterator[Any]:
-    """`work(*common, *piece)` for every piece, in order; inside `workers` by them, so `work` is a function of a module.
+    """`work(*common, *piece)` for every piece, in order.
 
-    Few pieces at a time are sent, so that what they hold need not fit into memory together.
+    Inside `workers` or `processes` by them, so `work` is a function of a module. Few pieces at a time are sent to
+    workers, so that what they hold need not fit into memory together.
     """
-    ray, total = _cluster.get(), len(pieces) if isinstance(pieces, Sized) else None
-    found = (work(*common, *piece) for piece in pieces) if ray is None else _by_workers(ray, work, pieces, common)
+    ray, pool, total = _cluster.get(), _processes.get(), len(pieces) if isinstance(pieces, Sized) else None
+    if ray is not None:
+        found = _by_workers(ray, work, pieces, common)
+    elif pool is not None:
+        found = _by_processes(pool, work, pieces, common)
+    else:
+        found = (work(*common, *piece) for piece in pieces)
     return track(found, what, total)
+
+
+def _by_processes(
+    pool: Executor, work: Callable[..., Any], pieces: Iterable[Sequence[Any]], common: Sequence[Any]
+) -> Iterator[Any]:
+    threads, folder = torch.get_num_threads(), keeping()
+    sent = [pool.submit(_done, work, threads, folder, *common, *piece) for piece in pieces]
+    try:
+        for one in sent:
+            yield one.result()
+    except BrokenProcessPool:
+        raise TenfoldError("a process was lost, perhaps for want of memory; use fewer at a time.") from None
 
 
 def _by_workers(
