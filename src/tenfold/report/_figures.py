@@ -78,8 +78,8 @@ def layers_figure(layers: Sequence[Layer]) -> Figure:
             "height": top + 24 + tall * len(shown),
             "margin": {"t": top, "r": 12},
             "legend": _LEGEND,
-            "xaxis": {"domain": [0, 0.62], "side": "top", **_log("parameters", sizes, "~s")},
-            "xaxis2": {"domain": [0.68, 1], "side": "top", **_log("error", errors, "~%")},
+            "xaxis": {"domain": [0, 0.6], "side": "top", **_log("parameters", sizes, "~s")},
+            "xaxis2": {"domain": [0.7, 1], "side": "top", **_log("error", errors, "~%")},
             "yaxis": {
                 "range": [len(shown) - 0.4, -0.6],
                 "tickvals": list(ticks),
