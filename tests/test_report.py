@@ -1,5 +1,6 @@
 """Reports: what they hold, and the page in a browser as people use it: sorted, on a phone, in the dark, on paper."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -289,6 +290,15 @@ def test_thousands_of_layers_still_fit():
     assert figure["layout"]["height"] < 2000
     assert figure["layout"]["yaxis"]["ticktext"][-1].endswith("proj")
     assert all(len(trace["x"]) <= 1200 for trace in figure["data"])
+
+
+@pytest.mark.parametrize("sizes", [(100, 100), (37, 36), (40, 90), (4, 4_000_000)])
+def test_logarithmic_axes_have_numbers(sizes):
+    axis = layers_figure([Layer("a", "svd", "svd output", "4", *sizes, 0.3, "")])["layout"]["xaxis"]
+    low, high = axis["range"]
+    assert low < min(map(math.log10, sizes))
+    assert high > max(map(math.log10, sizes))
+    assert len([tick for tick in axis["tickvals"] if low <= math.log10(tick) <= high]) >= 2
 
 
 # The page in a browser.
