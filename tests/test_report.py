@@ -304,18 +304,6 @@ def test_logarithmic_axes_have_numbers(sizes):
 # The page in a browser.
 
 
-@pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("chromium is not installed: pages cannot be looked at")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pages cannot be looked at")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
-
-
 @pytest.fixture
 def opened(browser, folder):
     """Opens the page; afterwards nothing may have gone wrong in it, and nothing have been asked for."""
