@@ -39,7 +39,7 @@ from tenfold._store import load, load_plan, refuse_taken, save
 from tenfold._sweep import PAGE, ROWS, WORK, run_sweep
 from tenfold._sweep_setting import Sweep
 from tenfold._times import Profile
-from tenfold._verify import verify
+from tenfold._verify import verified
 from tenfold._version import __version__
 from tenfold._workers import processes, workers
 from tenfold.report._sweep_page import sweep_page
@@ -376,7 +376,7 @@ def train(
         facts: dict[str, Any] = {"history": done.history, "left_dense": done.left_dense, "predicted": done.predicted}
         last = setting.rounds[-1]
         facts |= {"asked": asked(last.budget), "seed": last.recipe.seed, "command": _command()}
-        report = verify(done.model, net, calibration, evaluate=score).model_copy(update=facts)
+        report = verified(done.model, net, calibration, example=inputs, evaluate=score).model_copy(update=facts)
         save(folder, done.model, done.plan.model_copy(update={"reference": setting.model}), report, setting)
     if as_json:
         _print_json(report.dumps())
@@ -439,7 +439,7 @@ def verify_folder(
     score = named(evaluate) if evaluate else None
     dense, inputs = _model(reference, weights), _example(input, example)
     batches = _batches(data, calibration, inputs, mean, std) or [inputs]
-    report = verify(load(folder, dense), dense, batches, evaluate=score)
+    report = verified(load(folder, dense), dense, batches, example=inputs, evaluate=score)
     if as_json:
         _print_json(report.dumps())
     else:

@@ -24,7 +24,7 @@ from tenfold._store import REPORT, save
 from tenfold._stream import apply_to, with_weights
 from tenfold._timed import Clock
 from tenfold._times import Profile
-from tenfold._verify import Report, verify
+from tenfold._verify import Report, verified
 from tenfold.methods import FilterPruning
 
 log = logging.getLogger("tenfold")
@@ -151,7 +151,8 @@ def _report(
     calibration: Iterable[Any] | None,
     evaluate: Evaluate | None,
 ) -> Report:
-    report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
+    batches = [example] if calibration is None else calibration
+    report = verified(small, found.model, batches, example=example, evaluate=evaluate)
     more: dict[str, Any] = {"left_dense": found.left_dense(plan), "asked": asked(target)}
     more["predicted"] = predicted(found, plan)
     if found.guard or (isinstance(target, Target) and target.is_timed):

@@ -135,6 +135,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors lets the owner alone read
             with file.open("r+b") as handle:  # Windows flushes only what can be written
                 os.fsync(handle.fileno())
         temporary.chmod(0o755)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from tenfold._cost import Cost, measure
-from tenfold._data import Inputs, batches_of
+from tenfold._data import Inputs, batches_of, example_inputs
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._judge import Evaluate, Trial, interval, scores
@@ -100,9 +100,16 @@ def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evalua
         TenfoldError: if a model fails on a batch, there are no batches, the outputs differ in form, or `evaluate`
             returns no number.
     """
+    return verified(small, dense, batches, evaluate=evaluate)
+
+
+def verified(
+    small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, example: Any = None, evaluate: Evaluate | None = None
+) -> Report:
+    """`verify`, with costs and times on an example, if there is one, instead of the first batch."""
     small, dense = unwrapped(small), unwrapped(dense)
     drift, first = drift_of(small, dense, batches)
-    costs = _costs(small, dense, first)
+    costs = _costs(small, dense, first if example is None else example_inputs(example))
     return Report(
         dense=costs[1],
         small=costs[0],

@@ -78,7 +78,7 @@ def _facts(report: Report) -> Iterator[Fact]:
         )
     elif dense.milliseconds and small.milliseconds:
         share = _share(small.milliseconds / dense.milliseconds)
-        yield Fact("Time of the first batch", f"{small.milliseconds:.3g} ms", f"{dense.milliseconds:.3g} ms", share)
+        yield Fact("Time of one run", f"{small.milliseconds:.3g} ms", f"{dense.milliseconds:.3g} ms", share)
     if report.metric:
         metric = report.metric
         note = f"changes by {_signed(metric.small - metric.dense)}"
@@ -110,7 +110,7 @@ def _rows(report: Report) -> Iterator[tuple[str, float, float, float | None]]:
         ("multiply-adds of one run", dense.macs, small.macs),
         ("bytes of parameters and buffers", dense.bytes, small.bytes),
         ("peak bytes of activations", dense.activation_bytes, small.activation_bytes),
-        ("milliseconds, first batch", dense.milliseconds, small.milliseconds),
+        ("milliseconds of one run", dense.milliseconds, small.milliseconds),
         ("metric", *((report.metric.dense, report.metric.small) if report.metric else (None, None))),
     ):
         if before is not None and after is not None:
@@ -318,7 +318,7 @@ def _times(report: Report) -> tuple[dict[str, float], str]:
     dense, small, timed = report.dense.milliseconds, report.small.milliseconds, report.timed
     if timed is None:
         times = {"dense": dense, "small": small}
-        return {name: ms for name, ms in times.items() if ms is not None}, f"on the first batch ({report.device})"
+        return {name: ms for name, ms in times.items() if ms is not None}, f"one run ({report.device})"
     planned = None if timed.predicted is None else timed.predicted * timed.dense_ms
     at = timed.conditions
     times = {"dense, measured": timed.dense_ms, "small, planned": planned, "small, measured": timed.small_ms}
