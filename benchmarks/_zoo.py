@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tenfold._sources import declare_operators
+
 Build = Callable[[], nn.Module]
 
 
@@ -70,24 +72,18 @@ def _tokens(length: int = 12) -> Tensor:
     return torch.randint(3, 96, (2, length), generator=torch.Generator().manual_seed(0))
 
 
-def _declare_operators() -> torch.library.Library | None:
-    """Declare the operators that torchvision's Python code names, where it was compiled for another torch.
-
-    timm needs torchvision too. What needs the operators themselves, such as the choice of boxes, fails and says so.
-    """
+def _find_operators() -> None:
+    """Load torchvision's compiled operators, or declare them, for all that imports torchvision or timm after this."""
     spec = find_spec("torchvision")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for file in Path(folder).glob("_C*.so"):
             with suppress(OSError):
                 torch.ops.load_library(file)
-                return None
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+                return
+    declare_operators()
 
 
-_OPERATORS = _declare_operators()  # declared for as long as this lives
+_find_operators()
 
 # torchvision ---------------------------------------------------------------------------------------------------------
 

@@ -105,3 +105,10 @@ def test_bars_show_on_a_terminal_for_what_is_slow():
     assert b"quick work" not in shown
     quiet = subprocess.run([sys.executable, "-c", BARS], capture_output=True, check=True)
     assert quiet.stdout + quiet.stderr == b""
+
+
+@pytest.mark.parametrize("reference", ["torchvision:resnet18", "timm:resnet18"])
+def test_torchvision_for_another_torch_gives_networks_all_the_same(reference, tmp_path):
+    script = f"import torch, tenfold._sources as s; print(s.build_model({reference!r})(torch.ones(1, 3, 64, 64)).shape)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "torch.Size([1, 1000])", done.stderr

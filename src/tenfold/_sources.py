@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -64,9 +65,32 @@ def named(reference: str) -> Callable[..., Any]:
 def imported(module: str, reference: str) -> Any:
     """Import a module that `reference` needs, or refuse it."""
     try:
-        return importlib.import_module(module)
+        return _import(module)
     except (ImportError, RuntimeError) as error:  # RuntimeError: compiled operators for another torch
         raise TenfoldError(f"{reference} cannot be imported: {error}.") from None
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        declare_operators()
+        return importlib.import_module(module)
+
+
+@cache
+def declare_operators() -> torch.library.Library:
+    """Declare the operators that torchvision's Python code names, where it was compiled for another torch.
+
+    So it happens where torch comes from one place and torchvision from another. timm needs torchvision too. Networks
+    that need the operators themselves, to choose boxes, fail and say so.
+    """
+    library = torch.library.Library("torchvision", "DEF")  # declared for as long as this lives, which the cache sees to
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
 
 
 def _timm(name: str) -> Any:
