@@ -65,7 +65,7 @@ How the figures are taken:
 
 Made with {versions} and `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.decompositions
 ```
 
