@@ -72,6 +72,7 @@ class Reader:
     def run(self, block: Block) -> None:
         if block.title:
             Path(block.title).write_text(block.text)
+            sys.modules.pop(Path(block.title).stem, None)
         elif block.language == "python":
             code = compile("\n" * block.line + block.text, block.page, "exec")
             exec(code, self.names)

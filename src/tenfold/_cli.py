@@ -1,9 +1,11 @@
-"""The command line: `tenfold demo | inspect | plan | compress | train | verify | export`."""
+"""The command line: `tenfold demo | inspect | plan | compress | train | verify | report | export`."""
 
 import json
+import shlex
 import sys
 import time
 import warnings
+import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,11 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import nn
 
 from tenfold import _tables
+from tenfold import report as pages
 from tenfold._batches import IMAGENET, collated, read_batches, read_examples
 from tenfold._budget import Budget
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
-from tenfold._compress import carry_into, carry_out, check_recovery
+from tenfold._compress import asked, carry_into, carry_out, check_recovery
 from tenfold._data import example_inputs
 from tenfold._demo import run_demo
 from tenfold._engines import check_engine
@@ -170,7 +173,8 @@ def demo(
 
     tenfold demo
     """
-    run_demo(folder, out)
+    run_demo(folder, out, _command())
+    _print_page(folder)
 
 
 @app.command()
@@ -300,7 +304,7 @@ def compress(
     check_recovery(batches, recover)
     with _working(work, folder), _spread(ray):
         found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine, times=times)
-        task: dict[str, Any] = {"example": inputs, "calibration": batches, "evaluate": score}
+        task: dict[str, Any] = {"example": inputs, "calibration": batches, "evaluate": score, "command": _command()}
         if _lies_in_shards(weights):
             result = carry_into(folder, target, found, **task, how=recover, reference=model)
         else:
@@ -316,6 +320,7 @@ def compress(
         out.print()
     out.print(_tables.report_table(result.report))
     out.print(f"\nWritten to {folder}: weights, plan.json, report.json.", soft_wrap=True)
+    _print_page(folder)
 
 
 @app.command()
@@ -378,7 +383,10 @@ def train(
             evaluate=score,
             folder=place,
         )
-        report = verify(done.model, net, calibration, evaluate=score)
+        facts: dict[str, Any] = {"history": done.history, "left_dense": done.left_dense, "predicted": done.predicted}
+        last = setting.rounds[-1]
+        facts |= {"asked": asked(last.budget), "seed": last.recipe.seed, "command": _command()}
+        report = verify(done.model, net, calibration, evaluate=score).model_copy(update=facts)
         save(folder, done.model, done.plan.model_copy(update={"reference": setting.model}), report, setting)
     if as_json:
         _print_json(report.dumps())
@@ -387,6 +395,7 @@ def train(
     out.print()
     out.print(_tables.report_table(report))
     out.print(f"\nWritten to {folder}: model.safetensors, plan.json, report.json, setting.json.", soft_wrap=True)
+    _print_page(folder)
 
 
 @app.command(name="verify")
@@ -418,6 +427,25 @@ def verify_folder(
         _print_json(report.dumps())
     else:
         out.print(_tables.report_table(report))
+
+
+@app.command(name="report")
+def report_folder(
+    folder: Saved,
+    file: Annotated[
+        Path | None, typer.Option("--out", help="Write the page here, not into the folder.", metavar="FILE")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Make a page about a compressed network: report.html, and report.md.
+
+    tenfold report small --open
+    """
+    page = pages.write(folder, file)
+    short = "" if file else f", and in short {page.with_suffix('.md')}"
+    out.print(f"Written: {page}{short}.", soft_wrap=True)
+    if show:
+        webbrowser.open(page.absolute().as_uri())
 
 
 @app.command(name="export")
@@ -626,6 +654,15 @@ def _print_plan(found: Options, chosen: Plan) -> None:
     out.print(_tables.plan_table(rows))
     out.print(f"\n{_tables.saved(found, rows)}", soft_wrap=True)
     _print_reasons(found.left_dense(chosen))
+
+
+def _print_page(folder: Path) -> None:
+    out.print(f"To look at it: tenfold report {shlex.quote(str(folder))} --open", soft_wrap=True)
+
+
+def _command() -> str:
+    """The command line, as it may be typed again."""
+    return shlex.join(["tenfold", *sys.argv[1:]])
 
 
 def _print_reasons(reasons: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from tenfold._errors import TenfoldError
 from tenfold._judge import Evaluate, Judge
 from tenfold._method import Method
 from tenfold._plan import Plan
+from tenfold._predicted import predicted
 from tenfold._recover import HOW, recover
 from tenfold._resume import remembered, write_text
 from tenfold._store import REPORT, save
@@ -97,6 +98,7 @@ def carry_out(
     evaluate: Evaluate | None = None,
     how: str = "auto",
     seed: int = 0,
+    command: str | None = None,
 ) -> Result:
     """The pipeline behind the options: plan, unless a plan is given, apply, recover, verify."""
 
@@ -120,7 +122,7 @@ def carry_out(
         small = made(plan)
         report = _report(small, plan, target, found, example, calibration, evaluate)
     trials = () if judge is None else tuple(judge.trials)
-    return Result(small, plan, report.model_copy(update={"trials": trials}))
+    return Result(small, plan, report.model_copy(update={"trials": trials, "seed": seed, "command": command}))
 
 
 def _report(
@@ -133,10 +135,23 @@ def _report(
     evaluate: Evaluate | None,
 ) -> Report:
     report = verify(small, found.model, [example] if calibration is None else calibration, evaluate=evaluate)
-    more: dict[str, Any] = {"left_dense": found.left_dense(plan)}
+    more: dict[str, Any] = {"left_dense": found.left_dense(plan), "asked": asked(target)}
+    more["predicted"] = predicted(found, plan)
     if found.guard or (isinstance(target, Target) and target.is_timed):
         more["timed"] = Clock(found).network(plan, small)
     return report.model_copy(update=more)
+
+
+def asked(target: Any) -> str:
+    """A target as one would write it; what is as usual is left out."""
+    if isinstance(target, Plan):
+        return "a plan that was given"
+    if not is_dataclass(target):
+        return getattr(target, "__name__", repr(target))
+    given = {each.name: getattr(target, each.name) for each in fields(target)}
+    usual = {each.name: each.default for each in fields(target)}
+    shown = ", ".join(f"{name}={asked(value)}" for name, value in given.items() if value != usual[name])
+    return f"{type(target).__name__}({shown})"
 
 
 def carry_into(
@@ -149,6 +164,7 @@ def carry_into(
     evaluate: Evaluate | None = None,
     how: str = "auto",
     reference: str | None = None,
+    command: str | None = None,
 ) -> Result:
     """The same for a network that lies in files, as does what it becomes; without recovery."""
     if how in HOW:
@@ -158,6 +174,7 @@ def carry_into(
     apply_to(folder, found.model, plan, found.statistics)
     small = with_weights(skeleton(found.model, plan), folder)
     report = _report(small, plan, target, found, example, calibration, evaluate)
+    report = report.model_copy(update={"command": command})
     write_text(folder / REPORT, report.dumps())
     return Result(small, plan, report)
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
-from tenfold import _tables
+from tenfold import _tables, report
 from tenfold._budget import Budget
 from tenfold._calibrate import calibrate
 from tenfold._candidates import options
 from tenfold._compress import carry_out
 from tenfold._progress import track
 from tenfold._sources import imported
-from tenfold._store import refuse_taken
+from tenfold._store import refuse_taken, save
 
 log = logging.getLogger("tenfold")
 
@@ -51,13 +52,14 @@ def digits_net() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
 
 
-def run_demo(folder: Path, out: Console) -> None:
-    """Train, compress tenfold, print before and after, and leave the folder.
+def run_demo(folder: Path, out: Console, command: str | None = None) -> None:
+    """Train, compress tenfold, print before and after, and leave the folder, with a page about it.
 
     Raises:
-        TenfoldError: if scikit-learn is not installed or the folder is taken.
+        TenfoldError: if a library that it needs is not installed, or the folder is taken.
     """
     refuse_taken(folder)
+    report.check_installed()
     train, held_out = _digits()
     out.print(f"Training a residual network on {len(train):,} images of handwritten digits ...")
     start = time.perf_counter()
@@ -74,11 +76,12 @@ def run_demo(folder: Path, out: Console) -> None:
     start = time.perf_counter()
     example, calibration = images[:1], list(DataLoader(train, batch_size=128))
     found = options(model, example=example, statistics=calibrate(model, calibration))
-    plan = found.plan(Budget(params=0.1)).model_copy(update={"reference": "tenfold._demo:digits_net"})
-    result = carry_out(plan, found, example=example, calibration=calibration, evaluate=accuracy)
-    result.save(folder)
+    task: dict[str, Any] = {"example": example, "calibration": calibration, "evaluate": accuracy, "command": command}
+    result = carry_out(Budget(params=0.1), found, **task)
+    save(folder, result.model, result.plan.model_copy(update={"reference": "tenfold._demo:digits_net"}), result.report)
+    report.write(folder)
 
-    out.print(_tables.plan_table(_tables.planned(found, plan)))
+    out.print(_tables.plan_table(_tables.planned(found, result.plan)))
     out.print()
     out.print(_tables.report_table(result.report, metric=f"accuracy on {len(labels)} held-out images"))
     out.print(f"\nCompressed in {time.perf_counter() - start:.1f} s, without labels.")

@@ -23,6 +23,7 @@ from tenfold._sources import build_model
 from tenfold._verify import Report
 
 PLAN, REPORT, _EXPORTED = "plan.json", "report.json", "model.pt2"
+PAGE, SHORT = "report.html", "report.md"  # what `tenfold.report` makes of the two
 _SETTING = "setting.json"
 
 
@@ -153,7 +154,7 @@ def refuse_taken(folder: str | Path) -> None:
     path = Path(folder)
     if path.is_file():
         raise TenfoldError(f"{path} is a file; name a folder.")
-    ours = (WEIGHTS, INDEX, PLAN, REPORT, _SETTING, _EXPORTED)  # the last is of the earlier model, and goes with it
+    ours = (WEIGHTS, INDEX, PLAN, REPORT, PAGE, SHORT, _SETTING, _EXPORTED)  # all of the earlier model go with it
     if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in ours and not is_shard(p))):
         raise TenfoldError(f"{path} holds other files ({others[0]}); name a new folder.")
 

@@ -66,7 +66,7 @@ def planned(options: Options, plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "layers": list(step.layers),
-            "method": _label(step),
+            "method": label(step),
             "rank": list(step.rank),
             "of": step.links[0].filters if step.links else None,
             "params": [int(before[0]), int(after[0])],
@@ -181,7 +181,7 @@ def short(number: int) -> str:
     return str(number)
 
 
-def _label(step: Step) -> str:
+def label(step: Step) -> str:
     """The method with its first field, and those others that are not as usual."""
     method = FilterPruning.of(step.method) if step.links else find(step.method)
     usual = {each.name: each.default for each in fields(method)}  # type: ignore[arg-type]

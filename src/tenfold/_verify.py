@@ -1,6 +1,7 @@
 """Proof: the small model beside the dense one, on the same inputs."""
 
 import platform
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,10 +19,13 @@ from tenfold._judge import Evaluate, Trial, interval, scores
 from tenfold._latency import interleaved_ms
 from tenfold._pair import changed
 from tenfold._plan import Record
+from tenfold._predicted import Predicted
 from tenfold._progress import track
 from tenfold._run import device_of, forward, undisturbed, unwrapped
 from tenfold._timed import Timed
 from tenfold._version import __version__
+
+_NUMBERS = re.compile(r"\[\n([\s\d.,eE+-]+)\]")
 
 
 class Drift(Record):
@@ -50,6 +54,15 @@ class Replaced(Record):
     cancellation: float | None  # of a CP chain: summed squared norms of its terms over that of the weight; 1 is best
 
 
+class Epoch(Record):
+    """What an epoch of training came to."""
+
+    epoch: int
+    loss: float  # the mean over its steps, on the first process
+    metric: float | None  # on what is held back, of the weights that would be returned; None if nothing is
+    seconds: float  # of its steps, on the first process
+
+
 class Report(Record):
     """What compression did: cost before and after, drift, metric, and every layer's fate."""
 
@@ -61,13 +74,21 @@ class Report(Record):
     trials: tuple[Trial, ...] = ()  # networks that were tried for `max_drop`, the smallest first
     replaced: tuple[Replaced, ...] = ()
     left_dense: dict[str, str] = Field(default_factory=dict)  # layer: why
+    predicted: Predicted | None = None  # what the options had said; None where they are not at hand
+    history: tuple[tuple[Epoch, ...], ...] = ()  # of training, round by round
+    asked: str | None = None  # the target
+    command: str | None = None  # the line that made it, where that was a command line
+    seed: int | None = None
     device: str
+    python_version: str = Field(default_factory=platform.python_version)
+    platform: str = Field(default_factory=platform.platform)
     torch_version: str
     version: str = __version__
 
     def dumps(self) -> str:
-        """JSON, indented."""
-        return self.model_dump_json(indent=2) + "\n"
+        """JSON, indented; numbers of one list stand on one line."""
+        text = self.model_dump_json(indent=2)
+        return _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
 
 
 def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evaluate: Evaluate | None = None) -> Report:

@@ -18,11 +18,11 @@ from tenfold._data import Inputs, batch_inputs
 from tenfold._errors import TenfoldError
 from tenfold._judge import Evaluate, scores
 from tenfold._pair import Pair, mean_error, rebuilding
-from tenfold._plan import Record
 from tenfold._progress import track
 from tenfold._resume import digest
 from tenfold._run import device_of, undisturbed, unwrapped
 from tenfold._sources import imported
+from tenfold._verify import Epoch
 from tenfold.train._augment import mixed, neighbours
 from tenfold.train._balance import balance
 from tenfold.train._checkpoint import read, write
@@ -36,15 +36,6 @@ log = logging.getLogger("tenfold")
 
 Loss = Callable[[Any, Any, Any], Tensor]  # of outputs, of the dense network's outputs, of the target
 _KEEP_S = 60.0  # seconds between checkpoints, besides one at the end of every epoch
-
-
-class Epoch(Record):
-    """What an epoch came to."""
-
-    epoch: int
-    loss: float  # the mean over its steps, on the first process
-    metric: float | None  # on what is held back, of the weights that would be returned; None if nothing is
-    seconds: float  # of its steps, on the first process
 
 
 @dataclass(frozen=True)

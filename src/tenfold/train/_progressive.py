@@ -18,10 +18,12 @@ from tenfold._judge import Evaluate
 from tenfold._method import Method
 from tenfold._pair import replaced
 from tenfold._plan import Plan, Record
+from tenfold._predicted import Predicted, predicted
 from tenfold._resume import resumable
 from tenfold._run import unwrapped
+from tenfold._verify import Epoch
 from tenfold.methods import FilterPruning
-from tenfold.train._finetune import Epoch, Loss, finetune
+from tenfold.train._finetune import Loss, finetune
 from tenfold.train._recipe import Recipe
 
 
@@ -46,6 +48,8 @@ class Progressed:
     model: nn.Module
     plan: Plan
     history: tuple[tuple[Epoch, ...], ...]
+    left_dense: dict[str, str]  # by the last plan, and why
+    predicted: Predicted | None  # what the options of the last round had said
 
 
 def progressive(
@@ -107,7 +111,7 @@ def progressive(
             )
             histories.append(done.history)
             now = multiplied_out(done.model, now)
-    return Progressed(done.model, plan, tuple(histories))
+    return Progressed(done.model, plan, tuple(histories), found.left_dense(plan), predicted(found, plan))
 
 
 def multiplied_out(small: nn.Module, dense: nn.Module) -> nn.Module:
