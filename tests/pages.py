@@ -4,7 +4,6 @@ import fnmatch
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +86,8 @@ class Reader:
                 main()
             except SystemExit as done:
                 assert not done.code, f"{command}: {done.code}"
-        elif program == "python" and arguments[0].endswith(".py"):
+        elif program == "python" and arguments[0].endswith((".py", ".pyz")):
+            sys.argv = arguments
             runpy.run_path(arguments[0], run_name="__main__")
-        elif program == "python" and arguments[0].endswith(".pyz"):
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=300)
         else:
             raise AssertionError(f"no test knows how to run: {command}")

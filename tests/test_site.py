@@ -4,10 +4,12 @@ import importlib
 import re
 import subprocess
 import sys
+import timeit
 import tomllib
 import webbrowser
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbclient
 import nbformat
@@ -20,8 +22,9 @@ from test_latency import Machine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tenfold import _blocks
+from tenfold import _blocks, _fit, _refit, _search
 from tenfold._sources import build_model
+from tenfold.methods import _cp
 
 import tenfold
 from tenfold.methods import find
@@ -64,11 +67,10 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
-    # The same with less work: recovery takes fewer steps, and times are counted, which on a busy machine go wrong.
-    monkeypatch.setattr(_blocks, "_STEPS", 12)
-    Machine(monkeypatch)
     monkeypatch.setattr(webbrowser, "open", lambda url: Path(url.removeprefix("file://")).read_text())  # it is there
+    _with_less_work(monkeypatch)
     threads, before = torch.get_num_threads(), dict(sys.modules)
+    torch.set_num_threads(1)  # several on busy cores wait for each other
     sys.modules.pop("nets", None)  # there is one in tests, too
     importlib.invalidate_caches()
     (tmp_path / "nets.py").write_text(NETS)
@@ -80,22 +82,38 @@ def reader(tmp_path, monkeypatch):
     sys.modules.update({"nets": before["nets"]} if "nets" in before else {})
 
 
+def _with_less_work(monkeypatch) -> None:
+    """Fits and recovery in fewer steps; and times are counted, or taken once, since on a busy machine they go wrong."""
+    for module, name, value in (
+        (_blocks, "_STEPS", 12), (_refit, "_STEPS", 3), (_fit, "_STEPS", 10), (_fit, "_CURVE_STEPS", 3),
+        (_search, "_TRIALS", 2), (_cp, "_TRIED", 2),
+        (_cp, "_CURVE", (3, 1e9)), (_cp, "_FILL", (10, 1e9)), (_cp, "_SHORT", (3, 1e9)), (_cp, "_HEALTHY", 100.0),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    Machine(monkeypatch)
+    monkeypatch.setitem(sys.modules, "latency", SimpleNamespace(interleaved_ms=_shortest_ms))  # of kits
+
+
+def _shortest_ms(runs, **_) -> list[float]:
+    return [min(timeit.repeat(run, number=1, repeat=5)) * 1e3 for run in runs]
+
+
 def _names() -> dict:
     import nets  # the one of the folder
 
     torch.manual_seed(0)
     model = nets.make_net().eval()
     torch.save(model.state_dict(), "w.pt")
-    images, labels = torch.rand(64, 3, 32, 32), torch.arange(64) % 10
-    _write_parquet(images[:48], labels[:48])
+    images, labels = torch.rand(140, 3, 32, 32), torch.arange(140) % 10
+    _write_parquet(images, labels)
     dataset = TensorDataset(images, labels)
     Path("shards").mkdir()
     save_file(nets.make_tokens().state_dict(), "shards/model.safetensors")
     with torch.device("meta"):
         model_on_meta = nets.make_tokens()
     return {
-        "torch": torch, "model": model, "dense_model": model, "images": images, "labels": labels,
-        "dataset": dataset, "loader": DataLoader(dataset, batch_size=32), "recipe": Recipe(epochs=1),
+        "torch": torch, "model": model, "images": images, "labels": labels,
+        "dataset": dataset, "loader": DataLoader(TensorDataset(images[:48], labels[:48]), batch_size=24), "recipe": Recipe(epochs=1),
         "model_on_meta": model_on_meta, "ids": nets.ids(),
     }  # fmt: skip
 
@@ -142,7 +160,7 @@ class Detector(nn.Module):
         convolutions = [nn.Conv2d(*sizes, 3, stride=2, padding=1) for sizes in ((3, 32), (32, 64), (64, 64))]
         self.backbone = nn.Sequential(*(part for conv in convolutions for part in (conv, nn.ReLU())))
         self.rpn = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 12, 1))
-        self.roi_heads = nn.Linear(64, 5)
+        self.roi_heads = nn.Sequential(nn.Linear(64, 5))
 
     def forward(self, pictures):
         features = self.backbone(torch.stack(pictures))
