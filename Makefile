@@ -3,7 +3,7 @@
 PYTHON ?= python3
 INSTALL = --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test heavy check clean
+.PHONY: demo test heavy check docs clean
 
 demo: .venv/demo
 	.venv/bin/tenfold demo
@@ -15,8 +15,8 @@ heavy: .venv/dev
 	.venv/bin/python -m pytest -m heavy
 
 check: .venv/dev
-	.venv/bin/ruff check src tests benchmarks
-	.venv/bin/ruff format --check src tests benchmarks
+	.venv/bin/ruff check src tests benchmarks docs/_site.py
+	.venv/bin/ruff format --check src tests benchmarks docs/_site.py
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 
@@ -30,5 +30,8 @@ check: .venv/dev
 	.venv/bin/python -m pip install $(INSTALL) --editable .[dev]
 	touch $@
 
+docs: .venv/dev
+	.venv/bin/mkdocs build --strict
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site

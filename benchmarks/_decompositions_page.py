@@ -67,7 +67,7 @@ How the figures are taken:
 
 Made with {versions} and `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.decompositions
 ```
 

@@ -22,7 +22,7 @@ Every row is a process of its own, with {_threads(rows)} threads, on {devices}. 
 all below it; the pages of files that it read, which the system may drop, are counted apart. Made with tenfold
 {versions}, by
 
-```
+```sh
 python -m benchmarks.scale
 ```
 

@@ -382,7 +382,7 @@ Images are about as small as a network takes, and batches hold two. A network ma
 and {BYTES >> 30} GiB. `batch` is whether both files take batches of any size or that of the example alone;
 `difference` is ||file - model|| / ||model||, the worse of both. Made on {devices} with {", ".join(versions)}, by
 
-```
+```sh
 python -m benchmarks.{NAME}
 python -m benchmarks.{NAME} --small
 ```

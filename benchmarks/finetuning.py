@@ -126,7 +126,7 @@ epochs and of {LONG.lr:g} in {LONG.epochs}, in bfloat16. The control is the dens
 Accuracies are in percent of the held-out split, which is looked at once; changes are in points, with the 95 %
 interval of the difference image by image. Made with tenfold {versions} and `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.finetuning
 ```
 

@@ -195,7 +195,7 @@ are measured in the engine, at six ranks of each method at first and then at tho
 is then timed, and the plan corrected where the sum of parts was wrong. Methods: SVD of both sides, spatial SVD and
 Tucker; {SIDE} x {SIDE} images, random weights. Made with tenfold {versions}, by
 
-```
+```sh
 python -m benchmarks.latency
 ```
 

@@ -112,7 +112,7 @@ The search judges by {JUDGED:,} other training images; the held-out images are l
 networks know their training images better than others, so what they lose on held-out images may differ. Changes are
 in points, with 95 % intervals from differences image by image. Made with `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.max_drop
 ```
 

@@ -184,7 +184,7 @@ Parameters, multiply-adds and latency are small / dense; latency is from medians
 A method with and without `{NORMS}` has the same layers, so what their latencies differ by is noise. The interval is
 that of the difference on the same images, one by one. Made with tenfold {versions} and `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.oneshot
 ```
 

@@ -180,7 +180,7 @@ Statistics are of {CALIBRATION:,} training images; accuracy is of {JUDGED:,} oth
 recovery. The digits network fits its training images nearly perfectly, and is judged on images that it has not seen.
 Made with `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.weighing
 ```
 

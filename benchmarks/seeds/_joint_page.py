@@ -27,7 +27,7 @@ rank); `spatial` is the same without sharing. Left dense: {", ".join(FROZEN)}.
 How many times fewer numbers than dense, convolutions and the last layer counted as the authors do, from the built
 networks, by `python -m benchmarks.seeds.joint --structure`:
 
-```
+```text
 {structure}
 ```
 

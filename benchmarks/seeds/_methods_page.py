@@ -38,7 +38,7 @@ def page(rows: Sequence[Row]) -> str:
     return f"""# CP, Tucker, tensor trains and SVD, compared
 
 A small network of the VGG kind, five 3x3 convolutions and three fully connected layers
-([_small_net.py](../benchmarks/seeds/_small_net.py)), whose layers are decomposed by one method at a time: `svd` (output
+(`benchmarks/seeds/_small_net.py`), whose layers are decomposed by one method at a time: `svd` (output
 side), `tucker`, `cp` (three factors), `tt` (trains of reshaped layers), or `mix`, in which all methods of the library
 compete. Scope `conv` and `fc` leave the other kind of layer dense; the first and the last layer always stay dense. On
 fully connected layers `tucker` and `cp` come to a matrix of low rank, as `svd` does.
@@ -62,7 +62,7 @@ runs on {BATCH} images, in the form that the plan says. Changes are from the con
 of the difference on the same images, one by one: it does not cover what another seed would change. Measured on
 {devices}, with tenfold {versions} and `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.seeds.methods
 ```
 

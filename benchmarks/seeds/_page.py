@@ -38,7 +38,7 @@ the 95 % interval of the difference on the same images, one by one. Multiply-add
 image. Trains of convolutions, and all that are not clamped, rebuild the dense weight
 in every pass, so they save no time. Made with tenfold {versions} and `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.seeds.tensor_train
 ```
 

@@ -58,7 +58,7 @@ times fewer epochs. Accuracies are percent of the held-out split, as the network
 was cut, and after training on. Changes are in points, with the 95 % interval of the difference on the same images.
 Multiply-adds and latency are small / dense, on one image. Made with tenfold {versions} and `{VARIABLE}` set, by
 
-```
+```sh
 python -m benchmarks.seeds.structure
 ```
 
