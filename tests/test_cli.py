@@ -235,6 +235,12 @@ def test_training_from_one_file(place):
     assert not (place / "trained.work").exists()
     report = json.loads((place / "trained" / "report.json").read_text())
     assert report["small"]["params"] <= 0.5 * report["dense"]["params"]
+    assert [len(epochs) for epochs in report["history"]] == [1, 2]
+    assert report["command"] == "tenfold train train.toml --out trained"
+    assert report["predicted"]["errors"].keys() == {row["layer"] for row in report["replaced"]}
+    shown = tenfold_cli(place, "report", "trained", "--out", "trained.html")
+    assert shown.returncode == 0, shown.stderr
+    assert "Loss of 3 epochs in 2 rounds" in (place / "trained.html").read_text()
     setting = json.loads((place / "trained" / "setting.json").read_text())
     assert setting["rounds"][0]["recipe"]["momentum"] == 0.9  # what was not said is there too
     again = tenfold_cli(place, "train", "trained/setting.json", "--out", "again-trained", "--json")
@@ -337,5 +343,7 @@ def test_the_demo_keeps_its_word(tmp_path):
     assert report["small"]["params"] <= 0.1 * report["dense"]["params"]
     assert report["metric"]["dense"] > 0.97
     assert report["metric"]["small"] > 0.9
+    assert report["command"] == "tenfold demo"
+    assert "<h1>tenfold._demo:digits_net, made smaller</h1>" in (tmp_path / "digits" / "report.html").read_text()
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert tenfold.load(tmp_path / "digits")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from math import ceil, floor, log10
 from typing import Any
 
@@ -78,8 +78,8 @@ def layers_figure(layers: Sequence[Layer]) -> Figure:
             "height": top + 24 + tall * len(shown),
             "margin": {"t": top, "r": 12},
             "legend": _LEGEND,
-            "xaxis": {"domain": [0, 0.62], "side": "top", **_log("parameters", sizes, "~s")},
-            "xaxis2": {"domain": [0.68, 1], "side": "top", **_log("error", errors, "~%")},
+            "xaxis": {"domain": [0, 0.6], "side": "top", **_log("parameters", sizes, "~s")},
+            "xaxis2": {"domain": [0.7, 1], "side": "top", **_log("error", errors, "~%")},
             "yaxis": {
                 "range": [len(shown) - 0.4, -0.6],
                 "tickvals": list(ticks),
@@ -186,35 +186,13 @@ def trials_figure(trials: Sequence[Trial], dense: tuple[int, float], chosen: int
     """The metric of each network that was tried, over its size, with 95 % intervals; the dense one is a line."""
     params, level = dense
     x, y = [trial.params / params for trial in trials], [trial.metric for trial in trials]
-    ends = [trial.interval or (trial.change, trial.change) for trial in trials]
-    bars = {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - trial.change for trial, (_, high) in zip(trials, ends, strict=True)],
-        "arrayminus": [trial.change - low for trial, (low, _) in zip(trials, ends, strict=True)],
-        "color": GREY,
-        "thickness": 1.5,
-    }
+    hover = "%{x:.1%} of the parameters<br>metric %{y:.4f}<extra></extra>"
+    label = {"x": 1, "y": level, "xanchor": "right", "yanchor": "bottom", "text": f"dense {level:.4f}"}
     data = [
-        _lines(
-            mode="markers",
-            x=x,
-            y=y,
-            error_y=bars,
-            marker={"color": GREY, "size": 8},
-            hovertemplate="%{x:.1%} of the parameters<br>metric %{y:.4f}<extra></extra>",
-        ),
+        _lines(mode="markers", x=x, y=y, error_y=_bars(trials), marker={"color": GREY, "size": 8}, hovertemplate=hover),
         _lines(x=[0, 1.02], y=[level, level], line={"color": GREY, "width": 1.5, "dash": "dash"}, hoverinfo="skip"),
     ]
-    label = {
-        "x": 1,
-        "y": level,
-        "xanchor": "right",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "text": f"dense {level:.4f}",
-    }
-    notes = [label]
+    notes: list[Figure] = [{**label, "showarrow": False}]
     if chosen is not None:
         data.append(_marked(x[chosen], y[chosen]))
         notes.append(_pointer(x[chosen], y[chosen], f"chosen, {x[chosen]:.1%}", up=False))
@@ -231,56 +209,35 @@ def trials_figure(trials: Sequence[Trial], dense: tuple[int, float], chosen: int
     }
 
 
+def _bars(trials: Sequence[Trial]) -> Figure:
+    """The intervals of the change, around the metric."""
+    ends = [trial.interval or (trial.change, trial.change) for trial in trials]
+    above = [high - trial.change for trial, (_, high) in zip(trials, ends, strict=True)]
+    below = [trial.change - low for trial, (low, _) in zip(trials, ends, strict=True)]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": GREY, "thickness": 1.5}
+
+
 def chosen_spectra(spectra: Sequence[Spectrum]) -> list[Spectrum]:
     """As many as can be told apart, from the first layer to the last."""
-    count = min(len(spectra), len(_RAMP))
-    return [spectra[round(number * (len(spectra) - 1) / max(count - 1, 1))] for number in range(count)]
+    most = min(len(spectra), len(_RAMP))
+    return [spectra[round(number * (len(spectra) - 1) / max(most - 1, 1))] for number in range(most)]
 
 
 def spectra_figure(spectra: Sequence[Spectrum], ranks: Mapping[str, int]) -> Figure:
     """The energy that is left beyond each rank: a few layers by name, their ranks marked, the others in grey."""
     named = chosen_spectra(spectra)
     others = [spectrum for spectrum in spectra if spectrum not in named]
-    data = []
-    if others:
-        pairs = [_pairs(spectrum) for spectrum in others]
-        data.append(
-            _lines(
-                x=list(chain.from_iterable([*x, None] for x, _ in pairs)),
-                y=list(chain.from_iterable([*y, None] for _, y in pairs)),
-                line={"color": GREY, "width": 1},
-                opacity=0.35,
-                hoverinfo="skip",
-                name=f"{len(others)} other layer{'s' * (len(others) > 1)}",
-            )
-        )
-    for spectrum, colour, dash in zip(named, _RAMP, _DASHES, strict=False):
-        x, y = _pairs(spectrum)
-        name = _escaped(shortened(spectrum.layer))
-        hover = f"<b>{_escaped(spectrum.layer)}</b><br>%{{x:.0%}} of {spectrum.ranks[-1]} ranks<br>%{{y:.2%}} left"
-        data.append(
-            _lines(
-                x=x,
-                y=y,
-                name=name,
-                line={"color": colour, "dash": dash, "width": 2},
-                hovertemplate=f"{hover}<extra></extra>",
-            )
-        )
-    data += [
-        _lines(
-            mode="markers",
-            x=[rank / spectrum.ranks[-1]],
-            y=[left],
-            marker={"color": colour, "size": 10, "symbol": "diamond"},
-            hovertemplate=f"{_escaped(spectrum.layer)}: rank {rank} is kept<extra></extra>",
-            showlegend=False,
-        )
-        for spectrum, colour in zip(named, _RAMP, strict=False)
-        if (rank := ranks.get(spectrum.layer)) and (left := _left(spectrum, rank)) > _FLOOR
-    ]
+    styled = list(zip(named, _RAMP, _DASHES, strict=False))
     return {
-        "data": data,
+        "data": [
+            *([_in_grey(others)] if others else []),
+            *(_spectrum(spectrum, colour, dash) for spectrum, colour, dash in styled),
+            *(
+                _kept(spectrum, ranks[spectrum.layer], colour)
+                for spectrum, colour, _ in styled
+                if spectrum.layer in ranks
+            ),
+        ],
         "layout": {
             "height": 440,
             "margin": {"t": 16, "r": 28},
@@ -291,15 +248,47 @@ def spectra_figure(spectra: Sequence[Spectrum], ranks: Mapping[str, int]) -> Fig
     }
 
 
+def _in_grey(spectra: Sequence[Spectrum]) -> Figure:
+    pairs = [_pairs(spectrum) for spectrum in spectra]
+    return _lines(
+        x=list(chain.from_iterable([*x, None] for x, _ in pairs)),
+        y=list(chain.from_iterable([*y, None] for _, y in pairs)),
+        line={"color": GREY, "width": 1},
+        opacity=0.35,
+        hoverinfo="skip",
+        name=f"{len(spectra)} other layer{'s' * (len(spectra) > 1)}",
+    )
+
+
+def _spectrum(spectrum: Spectrum, colour: str, dash: str) -> Figure:
+    x, y = _pairs(spectrum)
+    hover = f"<b>{_escaped(spectrum.layer)}</b><br>%{{x:.0%}} of {spectrum.ranks[-1]} ranks<br>%{{y:.2%}} left"
+    return _lines(
+        x=x,
+        y=y,
+        name=_escaped(shortened(spectrum.layer)),
+        line={"color": colour, "dash": dash, "width": 2},
+        hovertemplate=f"{hover}<extra></extra>",
+    )
+
+
+def _kept(spectrum: Spectrum, rank: int, colour: str) -> Figure:
+    """The rank that the plan keeps, at the energy left beyond the nearest that is known."""
+    left = min(zip(spectrum.ranks, spectrum.left, strict=True), key=lambda pair: abs(pair[0] - rank))[1]
+    return _lines(
+        mode="markers",
+        x=[rank / spectrum.ranks[-1]],
+        y=[max(left, _FLOOR)],
+        marker={"color": colour, "size": 10, "symbol": "diamond"},
+        hovertemplate=f"{_escaped(spectrum.layer)}: rank {rank} is kept<extra></extra>",
+        showlegend=False,
+    )
+
+
 def _pairs(spectrum: Spectrum) -> tuple[list[float], list[float]]:
     pairs = [(rank / spectrum.ranks[-1], left) for rank, left in zip(spectrum.ranks, spectrum.left, strict=True)]
     kept = [(0.0, 1.0), *(pair for pair in pairs if pair[1] > _FLOOR)]
     return [x for x, _ in kept], [y for _, y in kept]
-
-
-def _left(spectrum: Spectrum, rank: int) -> float:
-    """At the nearest rank that is known."""
-    return min(zip(spectrum.ranks, spectrum.left, strict=True), key=lambda pair: abs(pair[0] - rank))[1]
 
 
 def times_figure(times: Mapping[str, float]) -> Figure:
@@ -312,7 +301,8 @@ def times_figure(times: Mapping[str, float]) -> Figure:
         "y": [*times],
         "x": [*times.values()],
         "text": [f"{ms:.3g} ms" for ms in times.values()],
-        "textposition": "auto",
+        "textposition": "outside",
+        "cliponaxis": False,
         "marker": {"color": colours, "pattern": pattern},
         "hovertemplate": "%{y}: %{x:.4g} ms<extra></extra>",
     }
@@ -322,7 +312,7 @@ def times_figure(times: Mapping[str, float]) -> Figure:
             "height": 64 + 44 * len(times),
             "margin": {"r": 16},
             "bargap": 0.3,
-            "xaxis": {"rangemode": "tozero", "title": {"text": "milliseconds"}},
+            "xaxis": {"range": [0, 1.2 * max(times.values())], "title": {"text": "milliseconds"}},
             "yaxis": {"autorange": "reversed"},
         },
     }
@@ -331,12 +321,11 @@ def times_figure(times: Mapping[str, float]) -> Figure:
 def history_figure(history: Sequence[Sequence[Epoch]]) -> Figure:
     """Loss, and below it the metric on what is held back, over the epochs of all rounds."""
     epochs = list(chain.from_iterable(history))
-    x = list(range(1, len(epochs) + 1))
     measured = any(epoch.metric is not None for epoch in epochs)
     starts = [sum(map(len, history[:number])) + 0.5 for number in range(len(history))]
-    data = [_series(x, [epoch.loss for epoch in epochs], "loss", STYLES["spatial"][0], "y")]
+    data = [_series([[epoch.loss for epoch in each] for each in history], "loss", STYLES["spatial"][0], "y")]
     if measured:
-        data.append(_series(x, [epoch.metric for epoch in epochs], "metric", ACCENT, "y2"))
+        data.append(_series([[epoch.metric for epoch in each] for each in history], "metric", ACCENT, "y2"))
     begins = [{"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper"} for at in starts[1:]]
     names = [
         {"x": at, "y": 1, "yref": "paper", "text": f"round {number}", "xanchor": "left", "yanchor": "bottom"}
@@ -352,15 +341,21 @@ def history_figure(history: Sequence[Sequence[Epoch]]) -> Figure:
         "xaxis": {"title": {"text": "epoch"}, "range": [0.5, len(epochs) + 0.5], "anchor": "y2" if measured else "y"},
         "yaxis": {"title": {"text": "loss"}, "domain": [0.56, 1] if measured else [0, 1], "rangemode": "tozero"},
     }
+    if len(epochs) <= 12:
+        layout["xaxis"]["dtick"] = 1
     if measured:
         layout["yaxis2"] = {"title": {"text": "held-back metric"}, "domain": [0, 0.48]}
     return {"data": data, "layout": layout}
 
 
-def _series(x: Sequence[int], y: Sequence[float | None], name: str, colour: str, axis: str) -> Figure:
+def _series(rounds: Sequence[Sequence[float | None]], name: str, colour: str, axis: str) -> Figure:
+    """A line for each round, over all epochs."""
+    numbers = count(1)
+    x = list(chain.from_iterable([*(next(numbers) for _ in each), None] for each in rounds))
+    y = list(chain.from_iterable([*each, None] for each in rounds))
     hover = f"epoch %{{x}}: {name} %{{y:.4f}}<extra></extra>"
     line = {"color": colour, "width": 2}
-    return _lines(mode="lines+markers", x=list(x), y=list(y), name=name, line=line, yaxis=axis, hovertemplate=hover)
+    return _lines(mode="lines+markers", x=x, y=y, name=name, line=line, yaxis=axis, hovertemplate=hover)
 
 
 def _marked(x: float, y: float) -> Figure:
@@ -388,18 +383,18 @@ def _pointer(x: float, y: float, text: str, *, up: bool) -> Figure:
 
 def _log(title: str, values: Sequence[float], form: str) -> Figure:
     """A logarithmic axis around values, with ticks at powers of ten, or closer where these are few."""
-    low, high = _around([log10(value) for value in values if value > 0] or [0.0])
-    decades = [10.0**power for power in range(ceil(low), floor(high) + 1)]
-    if len(decades) < 3:
-        every = [digit * 10.0**power for power in range(floor(low), ceil(high) + 1) for digit in (1, 2, 5)]
-        decades = [value for value in every if low <= log10(value) <= high]
-    axis = {"type": "log", "range": [low, high], "tickvals": decades, "tickformat": form, "zeroline": False}
+    logs = [log10(value) for value in values if value > 0] or [0.0]
+    room = 0.06 * (max(logs) - min(logs)) + 0.05
+    low, high = min(logs) - room, max(logs) + room
+    powers = range(floor(low), ceil(high) + 1)
+    ticks = [10.0**power for power in powers if low <= power <= high]
+    if len(ticks) < 3:
+        every = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+        low = max(log10(tick) for tick in every if log10(tick) <= low)
+        high = min(log10(tick) for tick in every if log10(tick) >= high)
+        ticks = [tick for tick in every if low <= log10(tick) <= high]
+    axis = {"type": "log", "range": [low, high], "tickvals": ticks, "tickformat": form, "zeroline": False}
     return axis | {"title": {"text": title}}
-
-
-def _around(values: Sequence[float]) -> tuple[float, float]:
-    room = 0.06 * (max(values) - min(values)) + 0.05
-    return min(values) - room, max(values) + room
 
 
 def _lines(**fields: Any) -> Figure:

@@ -307,10 +307,10 @@ def _time(report: Report) -> Section | None:
     times, where = _times(report)
     if not times:
         return None
-    told = ", ".join(f"{name} {ms:.3g} ms" for name, ms in times.items())
+    told = "; ".join(f"{name}: {ms:.3g} ms" for name, ms in times.items())
     columns = [Column("network"), Column("milliseconds", ".4g")]
     table = Table("Medians of runs side by side", columns, list(times.items()))
-    return Section("Time", [Chart(times_figure(times), f"{told}: medians of runs side by side, {where}.", table)])
+    return Section("Time", [Chart(times_figure(times), f"{told}. Medians of runs side by side, {where}.", table)])
 
 
 def _times(report: Report) -> tuple[dict[str, float], str]:

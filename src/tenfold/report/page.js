@@ -6,7 +6,12 @@
   const PAPER_WIDTH = 680;
   const NARROW = 520;
 
-  const thinned = (ticks, most) => ticks.filter((_, place) => place % Math.ceil(ticks.length / most) === 0);
+  const TICK = 60; // pixels that a number on an axis takes, with what lies around the axes
+
+  function thinned({ tickvals, domain = [0, 1] }, width) {
+    const most = Math.max(2, Math.floor(((domain[1] - domain[0]) * width) / TICK));
+    return tickvals.filter((_, place) => place % Math.ceil(tickvals.length / most) === 0);
+  }
 
   // Charts: colours, font and sizes of text are those of the page, whatever the figure says.
   function dressed(layout, width) {
@@ -27,7 +32,7 @@
       Object.assign(axis, { automargin: true, fixedrange: true, gridcolor: colour("--grid"), linecolor: colour("--rule") });
       Object.assign(axis, { zerolinecolor: colour("--rule"), tickcolor: colour("--rule") });
       axis.tickfont = { color: faint, size: Math.min(size, axis.tickfont?.size ?? size) };
-      if (narrow && name[0] === "x" && axis.tickvals) axis.tickvals = thinned(axis.tickvals, 3);
+      if (name[0] === "x" && axis.tickvals) axis.tickvals = thinned(axis, width);
       axis.title = { ...axis.title, font: { color: faint, size } };
     }
     return own;
