@@ -15,8 +15,8 @@ heavy: .venv/dev
 	.venv/bin/python -m pytest -m heavy
 
 check: .venv/dev
-	.venv/bin/ruff check src tests benchmarks
-	.venv/bin/ruff format --check src tests benchmarks
+	.venv/bin/ruff check src tests benchmarks docs/_site.py
+	.venv/bin/ruff format --check src tests benchmarks docs/_site.py
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 

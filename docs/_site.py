@@ -1,4 +1,4 @@
-"""What the site needs of MkDocs: blocks of the language `layers` are drawn."""
+"""What the site needs of MkDocs: blocks of the language `layers` are drawn, comments of fields are their docs."""
 
 # A line is one row of the picture: `title: I --3x3--> R --1x1--> O`, channels and the layers between them. What is
 # thin has a capital R or L for a name; a layer with a star is shared by several rows.
@@ -7,8 +7,11 @@ import re
 from html import escape
 from typing import Any
 
+import griffe
+
 BLOCK = re.compile(r"^```layers\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-WIDE, THIN, BETWEEN, ROW, LEFT = 56, 18, 118, 92, 168
+TIMES = "\N{MULTIPLICATION SIGN}"
+WIDE, THIN, BETWEEN, ROW, LEFT = 64, 30, 118, 100, 112
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -18,7 +21,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def drawn(text: str) -> str:
     """The picture of one block, as inline SVG in the colours of the page."""
-    rows = [_row(line, 46 + ROW * number) for number, line in enumerate(text.splitlines())]
+    rows = [_row(line, 42 + ROW * number) for number, line in enumerate(text.splitlines())]
     width = max(end for _, end in rows)
     shapes = "".join(shape for shape, _ in rows)
     label = escape("; ".join(text.splitlines()), quote=True)
@@ -46,7 +49,7 @@ def _row(line: str, middle: int) -> tuple[str, int]:
         lines = layer.rstrip("*").split(", ")
         for place, part in enumerate(lines):
             y = middle + 4 + 13 * (place - (len(lines) - 1) / 2)
-            shapes.append(_text((left + right) / 2, y, part.replace("x", "×"), "kernel"))
+            shapes.append(_text((left + right) / 2, y, part.replace("x", TIMES), "kernel"))
     return "".join(shapes), LEFT + BETWEEN * len(layers) + 60
 
 
@@ -57,3 +60,15 @@ def _half(name: str) -> float:
 
 def _text(x: float, y: float, text: str, kind: str) -> str:
     return f'<text x="{x:g}" y="{y:g}" class="{kind}">{escape(text)}</text>'
+
+
+class Comments(griffe.Extension):
+    """The comment behind a field of a class says what it is."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Called by griffe for each attribute that it finds."""
+        if attr.docstring or not isinstance(attr.parent, griffe.Class) or not attr.lineno:
+            return
+        _, mark, comment = attr.lines_collection[attr.filepath][attr.lineno - 1].partition("  # ")
+        if mark and not comment.startswith(("type:", "noqa")):
+            attr.docstring = griffe.Docstring(comment[0].upper() + comment[1:] + ".", parent=attr)

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tenfold._cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +44,9 @@ class Block:
     def reason(self) -> tuple[str, str] | None:
         """The entry of `NOT_RUN` that stands for it."""
         first = self.text.strip().splitlines()[0] if self.language == "python" else self.text
-        matches = (key for key in NOT_RUN if fnmatch.fnmatchcase(self.page, key[0]) and fnmatch.fnmatchcase(first, key[1]))
+        matches = (
+            key for key in NOT_RUN if fnmatch.fnmatchcase(self.page, key[0]) and fnmatch.fnmatchcase(first, key[1])
+        )
         return next(matches, None)
 
 
@@ -82,10 +86,9 @@ class Reader:
         program, *arguments = shlex.split(command)
         if program == "tenfold":
             sys.argv = [program, *arguments]
-            try:
+            with pytest.raises(SystemExit) as done:
                 main()
-            except SystemExit as done:
-                assert not done.code, f"{command}: {done.code}"
+            assert not done.value.code, f"{command}: {done.value.code}"
         elif program == "python" and arguments[0].endswith((".py", ".pyz")):
             sys.argv = arguments
             runpy.run_path(arguments[0], run_name="__main__")

@@ -1,4 +1,4 @@
-"""Every block of the README and of the pages runs; the site builds without a warning and loads nothing from elsewhere."""
+"""Every block of the README and of the pages runs; the site builds without a warning and loads nothing else."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ import nbclient
 import nbformat
 import pytest
 import torch
-from pages import FENCE, NOT_RUN, PAGES, ROOT, Block, Reader, blocks
+from pages import FENCE, NOT_RUN, PAGES, ROOT, Reader, blocks
 from PIL import Image as Picture
 from safetensors.torch import save_file
 from test_latency import Machine
@@ -25,9 +25,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from tenfold import _blocks, _fit, _refit, _search
 from tenfold._sources import build_model
 from tenfold.methods import _cp
-
-import tenfold
-from tenfold.methods import find
 from tenfold.train import Recipe
 
 NETS = """
@@ -57,7 +54,9 @@ def ids():
     return torch.arange(10)[None]
 """
 LANGUAGES = {"python", "sh", "toml", "json", "text", "layers"}
-RUN = [page for page in PAGES if any(not block.reason() for block in blocks(page) if block.language in ("python", "sh"))]
+RUN = [
+    page for page in PAGES if any(not block.reason() for block in blocks(page) if block.language in ("python", "sh"))
+]
 
 
 @pytest.fixture
@@ -113,7 +112,8 @@ def _names() -> dict:
         model_on_meta = nets.make_tokens()
     return {
         "torch": torch, "model": model, "images": images, "labels": labels,
-        "dataset": dataset, "loader": DataLoader(TensorDataset(images[:48], labels[:48]), batch_size=24), "recipe": Recipe(epochs=1),
+        "dataset": dataset, "recipe": Recipe(epochs=1),
+        "loader": DataLoader(TensorDataset(images[:48], labels[:48]), batch_size=24),
         "model_on_meta": model_on_meta, "ids": nets.ids(),
     }  # fmt: skip
 
@@ -200,7 +200,9 @@ def test_no_block_escapes(page):
         assert block.language in LANGUAGES, f"{page}:{block.line}: which language?"
         assert block.language not in ("toml", "json") or block.title, f"{page}:{block.line}: which file?"
         if block.language == "text":
-            assert not re.search(r"^\s*(tenfold [a-z]|pip |python |make |import |from \w+ import)", block.text, re.MULTILINE)
+            assert not re.search(
+                r"^\s*(tenfold [a-z]|pip |python |make |import |from \w+ import)", block.text, re.MULTILINE
+            )
 
 
 def test_what_is_not_run_is_still_there():
@@ -209,7 +211,9 @@ def test_what_is_not_run_is_still_there():
 
 
 def test_commands_of_benchmarks_exist(monkeypatch):
-    named = {match for page in PAGES for match in re.findall(r"python -m (benchmarks[\w.]*)", (ROOT / page).read_text())}
+    named = {
+        match for page in PAGES for match in re.findall(r"python -m (benchmarks[\w.]*)", (ROOT / page).read_text())
+    }
     for name in sorted(named):
         importlib.import_module(name)
 

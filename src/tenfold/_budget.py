@@ -43,6 +43,9 @@ class Budget(Target):
 
     With `max_drop`, the fewest parameters within the limits, if there are any, at which the metric falls by no more,
     in the unit of what `evaluate` returns. Up to eight networks are made and evaluated to find them.
+
+    Raises:
+        TenfoldError: for a budget without limits, and for a limit that is no share and no number of its kind.
     """
 
     params: float | int | None = None

@@ -329,7 +329,11 @@ def plan(
     engine: Engine | Profile = "eager",
     evaluate: Evaluate | None = None,
 ) -> Plan:
-    """`options(model, ...).plan(target, evaluate=evaluate)`."""
+    """`options(model, ...).plan(target, evaluate=evaluate)`, for one target; `options` serves many at little more.
+
+    Raises:
+        TenfoldError: as `options` and `Options.plan` do.
+    """
     check_evaluate(target, evaluate)
     setting: dict[str, Any] = {"methods": methods, "freeze": freeze, "guard": guard, "engine": engine}
     return options(model, example=example, statistics=statistics, **setting).plan(target, evaluate=evaluate)

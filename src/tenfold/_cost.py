@@ -26,7 +26,7 @@ PARAMS = LIMITED.index("params")
 
 
 class Cost(Record):
-    """What a model takes."""
+    """What a model takes: counts, bytes, and milliseconds where they were measured."""
 
     params: int
     macs: int  # multiply-adds of one run of the example

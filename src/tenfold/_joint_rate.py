@@ -20,6 +20,9 @@ class JointRate(Target):
     `floor(rate b m)`, where m is what a rank costs them apart over what it costs them together; where both sides are
     shared, each rank has its own m and its share. Layers that could stand in several sites go to the largest;
     where several methods serve a site, the first is used.
+
+    Raises:
+        TenfoldError: for a rate outside (0, 1].
     """
 
     rate: float

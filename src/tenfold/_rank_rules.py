@@ -31,6 +31,10 @@ class Ranks(Target):
     `share=1.0` is full rank. Each layer gets the method that takes the fewest parameters at that rank, which may
     be more than dense. Layers that `per_layer` does not name stay dense. With `FilterPruning`, alone, `share` is that
     of the filters which stay of each group.
+
+    Raises:
+        TenfoldError: unless exactly one is given, for a share outside (0, 1], and for ranks that are no whole
+            numbers above 0.
     """
 
     share: float | None = None
@@ -88,6 +92,9 @@ class Energy(Target):
 
     For the singular value decomposition: the least r with `sum_{i<=r} s_i^2 >= kept * sum s_i^2`. A layer for
     which no cheaper option keeps as much stays dense.
+
+    Raises:
+        TenfoldError: for a share outside (0, 1].
     """
 
     kept: float
@@ -130,6 +137,9 @@ class MinMax(Target):
 
     Each layer takes the cheapest option whose error is at most one threshold for all; bisection finds the least
     threshold that meets the budget (the inner problem of ALDS, Liebenwein et al. 2021, arXiv 2107.11442).
+
+    Raises:
+        TenfoldError: for a budget with a `max_drop`.
     """
 
     budget: Budget
@@ -151,6 +161,9 @@ class Greedy(Target):
     A table is made first: each layer alone at `levels` shares of its cost, and the metric of the network with that
     one layer replaced (as AIMET's greedy rank selection does). It takes layers x levels evaluations, so
     `evaluate(model) -> float`, higher is better, should be a quick one, on training data.
+
+    Raises:
+        TenfoldError: for a budget with a `max_drop`.
     """
 
     budget: Budget

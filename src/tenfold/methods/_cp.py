@@ -40,6 +40,9 @@ class CP(Method):
     cancel, corrects them at the same error (Phan et al. 2020, arXiv 2008.05441). Serves Conv and ConvTranspose 1d,
     2d, 3d; the rank is one number, a group. Exact at full rank, K min(I, O) of one group. For Linear, Embedding and
     pointwise layers, it is the plain SVD.
+
+    Raises:
+        TenfoldError: for another number of factors.
     """
 
     name: ClassVar[str] = "cp"

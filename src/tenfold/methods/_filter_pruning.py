@@ -41,6 +41,9 @@ class FilterPruning:
     It changes the shapes of neighbours, so under a budget it runs first and the other methods serve what it leaves.
     With statistics, what consumers read of the removed channels is taken over by the channels that stay, in the least
     squares of the data, and by the bias or norm behind. Needs `pip install tenfold[prune]`.
+
+    Raises:
+        TenfoldError: for another importance.
     """
 
     name: ClassVar[str] = "filters"

@@ -53,6 +53,9 @@ class JointSVD(Method):
     Serves Linear and Conv2d without groups. The layers of a site have equal unfoldings; with `odd="joint"`, one side
     is free where only the other one is shared (such as the inputs of a stage's first block). `together` names the
     layers of each site, instead of those found. Exact at full rank of the stack.
+
+    Raises:
+        TenfoldError: for fields that are none of these, and for layers in `together` that cannot share a factor.
     """
 
     name: ClassVar[str] = "joint"

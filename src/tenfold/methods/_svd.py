@@ -41,6 +41,9 @@ class SVD(Method):
     For Linear, Embedding and pointwise layers both are the same two layers. Serves these, and Conv and
     ConvTranspose 1d, 2d, 3d; the rank is one number, a group. Exact at full rank, min(O, IK) or min(I, OK) of one
     group. By outputs, the form "gauge" takes R^2 parameters and multiply-adds less below rank O, for a gather.
+
+    Raises:
+        TenfoldError: for another side.
     """
 
     name: ClassVar[str] = "svd"

@@ -55,6 +55,9 @@ class TensorTrain(Method):
     and a count that does not factor is padded with zeros. Group by group. Serves Linear, Embedding and Conv 1d, 2d,
     3d. Exact at full rank. The reshaped form runs factor by factor, or, as the step's form "kernel", rebuilds the
     dense weight in each call.
+
+    Raises:
+        TenfoldError: for another form, or modes that are not two tuples of equally many whole numbers.
     """
 
     name: ClassVar[str] = "tt"
