@@ -343,13 +343,6 @@ def test_what_cannot_be_is_refused(arguments, said):
     assert not Path("refused").exists()
 
 
-def test_the_file_of_the_documentation_is_read():
-    (shown,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL)
-    Path("shown.toml").write_text(shown)
-    sweep = Sweep.read(Path("shown.toml"))
-    assert list(map(str, sweep.budgets)) == ["params=0.7", "params=0.5,macs=0.6", "max_drop=0.01"]
-
-
 OTHER = {"library": "theirs", "net": "tiny", "method": "prune", "params_share": 0.4, "metric": 0.09}
 
 
