@@ -216,7 +216,8 @@ def test_commands_of_benchmarks_exist():
     for name in sorted(set(re.findall(r"python -m (benchmarks[\w.]*)", text))):
         place = ROOT / name.replace(".", "/")
         files = [path for path in (place.with_suffix(".py"), place / "__main__.py") if path.exists()]
-        assert files and '__name__ == "__main__"' in files[0].read_text(), name
+        assert files, name
+        assert '__name__ == "__main__"' in files[0].read_text(), name
 
 
 def test_extras_exist():
