@@ -19,6 +19,7 @@ import tenfold
 from benchmarks import _rows
 from benchmarks._folder import data_folder
 from benchmarks.peers._environments import DENSE, PEERS, Unavailable, python_of
+from benchmarks.peers._make import dense_net
 from benchmarks.peers._page import page
 from benchmarks.peers._row import DATA, SPLITS, Found, Job, Row
 
@@ -80,9 +81,9 @@ def made(job: Job, runs: Path, threads: int) -> Found:
 
 def first_line(log: str) -> str:
     """The first line of the exception that ended a process."""
-    lines = log[log.rfind("Traceback (most recent call last)") :].splitlines()[1:]
-    raised = next((line for line in lines if line and not line.startswith((" ", "\t"))), "")
-    return raised.removeprefix("benchmarks.peers._adapter.")
+    _, _, raised = log.rpartition("Traceback (most recent call last)")
+    lines = [line for line in raised.splitlines()[1:] if line and not line.startswith((" ", "\t"))]
+    return lines[0].removeprefix("benchmarks.peers._adapter.") if lines else ""
 
 
 def jobs(asked: argparse.Namespace) -> Iterator[Job]:
@@ -120,8 +121,10 @@ def main() -> None:
     asked = arguments()
     data_folder()  # refuse before work starts
     path = ROOT / "benchmarks" / "results" / f"peers{'-quick' * asked.quick}.json"
-    runs = asked.runs.resolve()
-    _rows.make_missing(path, Row, [(job.command, partial(run, job, runs, asked.threads)) for job in jobs(asked)])
+    runs, todo = asked.runs.resolve(), list(jobs(asked))
+    for net in {job.net for job in todo}:
+        dense_net(net, runs)  # refuse here too
+    _rows.make_missing(path, Row, [(job.command, partial(run, job, runs, asked.threads)) for job in todo])
     if not asked.quick:
         _rows.replace_text(ROOT / "docs" / "peers.md", page(_rows.read(path, Row)))
 

@@ -66,7 +66,7 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
 
     def smaller(share: float, way: tuple[Any, Any]) -> nn.Module:
         with _elsewhere():
-            return landed(partial(compressed, *way), dense, share, low=0.1, halvings=5)
+            return landed(partial(compressed, *way), dense, share, low=0.1, halvings=9)
 
     return {name: partial(smaller, way=way) for name, way in schemes.items()}
 

@@ -31,6 +31,6 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
         return mct.pruning.pytorch_pruning_experimental(copy.deepcopy(dense), memory, **further)[0]
 
     def smaller(share: float, scores: int) -> nn.Module:
-        return landed(partial(pruned, scores), dense, share, low=0.8 * share, halvings=5)
+        return landed(partial(pruned, scores), dense, share, low=0.8 * share, halvings=7)
 
     return {f"{scores} scores": partial(smaller, scores=scores) for scores in (1, 8)}
