@@ -1,12 +1,13 @@
 """The page of documentation, from rows alone."""
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from itertools import groupby
 
 from benchmarks._folder import VARIABLE
 from benchmarks._rows import change
 from benchmarks._score import paired_interval, unpacked
-from benchmarks.peers._environments import DENSE
+from benchmarks.peers._environments import DENSE, PEERS
 from benchmarks.peers._row import Found, Row
 
 OURS = "tenfold"
@@ -24,12 +25,12 @@ def page(rows: Sequence[Row]) -> str:
     tables = "\n".join(_table(place, group, controls.get(place[:2])) for place, group in places.items())
     return f"""# Beside other packages
 
-Packages that make a smaller PyTorch network, on the same trained weights, the same 1,024 training images, the
-same budget of parameters. Each is installed by itself, at the newest version that pip finds for the same torch, and
-gets the labels of the images, which this library does without. Of a package's methods and settings the table has the
-one with the least loss on these images; where re-estimating batch norms lowers that loss, they are re-estimated, for
-all alike. The largest network within the budget counts, its parameters counted by torch. Fine-tuning, where there is
-any, is the same for all: from the dense network's outputs and labels, by nothing that knows of a package's layers.
+Packages that make a smaller PyTorch network, on the same trained weights, the same 1,024 training images and the same
+budget of parameters, each installed by itself beside the same torch. Those whose methods read labels get the labels of
+the images. Of the settings that were tried with a package, the table has the one with the least loss on these images;
+where re-estimating batch norms lowers that loss, they are re-estimated, for all alike. The largest network within the
+budget counts, its parameters counted by torch. Fine-tuning, where there is any, is the same for all: from the dense
+network's outputs and labels, by nothing that knows of a package's layers.
 
 Parameters, multiply-adds and latency are small / dense; latency is from medians of interleaved runs on one image, in
 one process. Intervals are those of differences on the same held-out images, one by one, at 95 %. Seconds are those of
@@ -55,6 +56,10 @@ network itself has a latency of 1.
 ## Who made nothing
 
 {_failures(rows)}
+
+## The packages
+
+{_packages()}
 """
 
 
@@ -176,3 +181,13 @@ def _failures(rows: Sequence[Row]) -> str:
         return "None."
     lines = [f"| {peer} | {', '.join(where)} | {message} |" for (peer, message), where in found.items()]
     return "\n".join(["| package | where | its message |", "|---|---|---|", *lines])
+
+
+def _packages() -> str:
+    """What pip was told, and what the adapter says of its package."""
+    lines = []
+    for peer in PEERS:
+        adapter = import_module(f"benchmarks.peers.{peer.replace('-', '_')}")
+        installed = f" (`pip install {' '.join(adapter.INSTALL)}`)" if adapter.INSTALL else ""
+        lines.append(f"- {' '.join(str(adapter.__doc__).split())}{installed}")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Intel Neural Compressor: version 3 quantises only; where there is pruning, it is looked for here."""
+"""Intel Neural Compressor: version 3 quantises only; the pruning of version 2 is asked for, and not there."""
 
 from torch import nn
 
