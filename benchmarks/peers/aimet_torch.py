@@ -45,7 +45,7 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
         model = copy.deepcopy(dense)
         scores = Path("data/greedy_selection_eval_scores_dict.pkl")  # which it writes the first time
         kept = {"saved_eval_scores_dict": str(scores)} if scores.exists() else {}
-        greedy = GreedySelectionParameters(Decimal(str(round(knob, 4))), num_comp_ratio_candidates=10, **kept)
+        greedy = GreedySelectionParameters(Decimal(str(round(knob, 4))), num_comp_ratio_candidates=20, **kept)
         return ModelCompressor.compress_model(
             **{
                 "model": model,
