@@ -30,7 +30,8 @@ budget of parameters, each installed by itself beside the same torch. Those whos
 the images. Of the settings that were tried with a package, the table has the one with the least loss on these images;
 where re-estimating batch norms lowers that loss, they are re-estimated, for all alike. The largest network within the
 budget counts, its parameters counted by torch. Fine-tuning, where there is any, is the same for all: from the dense
-network's outputs and labels, by nothing that knows of a package's layers.
+network's outputs and labels, by nothing that knows of a package's layers, at the better of two learning rates on
+training images held back.
 
 Parameters, multiply-adds and latency are small / dense; latency is from medians of interleaved runs on one image, in
 one process. Intervals are those of differences on the same held-out images, one by one, at 95 %. Seconds are those of

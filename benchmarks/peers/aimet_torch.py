@@ -1,4 +1,4 @@
-"""AIMET: spatial SVD and SVD; ratios of layers chosen greedily by accuracy on labelled images.
+"""AIMET: spatial SVD and SVD; ratios of layers chosen greedily by what labelled images say.
 
 Its third scheme, channel pruning, is left out: it refuses networks with functional activations, and on what its own
 `prepare_model` makes of them one ratio from three candidates a layer was not found in four minutes.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.peers._adapter import Batches, Smaller, landed
+from benchmarks.peers._adapter import Batches, Smaller, landed, loss_of
 
 INSTALL = ("aimet-torch==2.42.0", "torchvision")
 
@@ -28,10 +28,14 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
     from aimet_torch.compress import ModelCompressor
     from aimet_torch.defs import SpatialSvdParameters, WeightSvdParameters
 
+    judged = batches[:2]  # each of some hundred networks, on 256 images
+
+    def by_loss(model: nn.Module, *_: Any, **__: Any) -> float:
+        return -loss_of(model, judged)
+
     @torch.no_grad()
-    def right(model: nn.Module, *_: Any, **__: Any) -> float:
-        inputs, labels = batches[0]  # 128 images: each of some hundred networks is judged on them
-        return 100 * float((model.eval()(inputs).argmax(1) == labels).float().mean())
+    def by_accuracy(model: nn.Module, *_: Any, **__: Any) -> float:
+        return sum(float((model.eval()(x).argmax(1) == y).float().mean()) for x, y in judged) / len(judged)
 
     def spatial(greedy: Any, first: nn.Module) -> Any:
         kind = SpatialSvdParameters
@@ -41,7 +45,7 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
         kind = WeightSvdParameters
         return kind(kind.Mode.auto, kind.AutoModeParams(RankSelectScheme.greedy, greedy, [first]))
 
-    def compressed(scheme: Any, parameters: Callable[..., Any], knob: float) -> nn.Module:
+    def compressed(scheme: Any, parameters: Callable[..., Any], score: Callable[..., float], knob: float) -> nn.Module:
         model = copy.deepcopy(dense)
         scores = Path("data/greedy_selection_eval_scores_dict.pkl")  # which it writes the first time
         kept = {"saved_eval_scores_dict": str(scores)} if scores.exists() else {}
@@ -49,7 +53,7 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
         return ModelCompressor.compress_model(
             **{
                 "model": model,
-                "eval_callback": right,
+                "eval_callback": score,
                 "eval_iterations": 1,
                 "input_shape": (1, *batches[0][0][0].shape),
             },
@@ -57,16 +61,19 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
             parameters=parameters(greedy, next(model.children())),
         )[0]
 
-    schemes = {
-        "spatial SVD": (CompressionScheme.spatial_svd, spatial),
-        "SVD": (CompressionScheme.weight_svd, weight),
+    # Which score chooses better changes with the share: accuracy goes in leaps, the loss is ruled by the worst images.
+    ways = {
+        "spatial SVD, by loss": (CompressionScheme.spatial_svd, spatial, by_loss),
+        "spatial SVD, by accuracy": (CompressionScheme.spatial_svd, spatial, by_accuracy),
+        "SVD, by loss": (CompressionScheme.weight_svd, weight, by_loss),
+        "SVD, by accuracy": (CompressionScheme.weight_svd, weight, by_accuracy),
     }
 
-    def smaller(share: float, way: tuple[Any, Any]) -> nn.Module:
+    def smaller(share: float, way: tuple[Any, Any, Any]) -> nn.Module:
         with _elsewhere():
             return landed(partial(compressed, *way), dense, share, low=0.1, halvings=9)
 
-    return {name: partial(smaller, way=way) for name, way in schemes.items()}
+    return {name: partial(smaller, way=way) for name, way in ways.items()}
 
 
 @contextmanager
