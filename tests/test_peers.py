@@ -1,0 +1,152 @@
+"""The benchmark of other packages: where their knobs land, what fails, and the page."""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+from benchmarks import _rows
+from benchmarks._score import packed
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import _adapter, _environments
+from benchmarks.peers._page import page
+from benchmarks.peers._row import Found, Job, Row
+from nets import images, small_cnn
+from torch import nn
+from torch.nn.utils import parametrize
+
+import tenfold
+
+
+def net(width):
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 10))
+
+
+@pytest.mark.parametrize("share", [0.7, 0.5, 0.35, 0.2])
+def test_a_knob_lands_at_the_share_or_just_below(share):
+    dense = net(100)
+    small = _adapter.landed(lambda knob: net(max(1, round(100 * knob))), dense, share)
+    limit = share * _adapter.counted(dense)
+    assert limit - 19 < _adapter.counted(small) <= limit  # 19 parameters a unit
+
+
+def test_a_knob_that_turns_back_at_its_end_lands_too():
+    dense = net(100)
+    small = _adapter.landed(lambda knob: net(100 if knob < 0.02 else round(100 * knob)), dense, 0.5)
+    assert 0.48 < _adapter.counted(small) / _adapter.counted(dense) <= 0.5
+
+
+def test_a_share_that_no_knob_reaches_is_told():
+    with pytest.raises(_adapter.Unreached, match=r"the smallest network has 80\.1% of the parameters"):
+        _adapter.landed(lambda knob: net(max(80, round(100 * knob))), net(100), 0.5)
+
+
+def test_reparametrisations_count_as_the_weight_they_make():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 10))
+    assert sum(p.numel() for p in layer.parameters()) == 100
+    assert _adapter.counted(layer) == 90
+    assert parametrize.is_parametrized(layer)
+
+
+def test_the_best_setting_is_that_of_the_least_loss_and_others_may_fail():
+    torch.manual_seed(0)
+    dense = small_cnn().eval()
+    inputs = images(64, 3, 16, 16)
+    batches = [(inputs, dense(inputs).argmax(1))]
+
+    def fails(share):
+        raise ValueError("no such layer")
+
+    settings = {"fails": fails, "too large": lambda _: dense, "other": lambda _: small_cnn(), "cut": lambda _: cut}
+    cut = tenfold.apply(dense, tenfold.plan(dense, tenfold.Budget(params=0.8), example=inputs[:1]))
+    assert _adapter.best(settings, dense, 0.999, batches).setting == "cut"
+    with pytest.raises(ValueError, match="no such layer"):
+        _adapter.best({"fails": fails}, dense, 0.5, batches)
+    with pytest.raises(_adapter.Unreached, match=r"100\.0% of the parameters are left, asked 50%"):
+        _adapter.best({"too large": lambda _: dense}, dense, 0.5, batches)
+
+
+@pytest.mark.parametrize(
+    ("peer", "message"),
+    [("tednet", "the peer is not for this Python"), ("dense", "No such file")],
+)
+def test_a_peer_that_fails_is_a_row(peer, message, tmp_path, monkeypatch):
+    home = tmp_path / "envs" / ("tednet" if peer == "tednet" else "tenfold")
+    home.mkdir(parents=True)
+    if peer == "tednet":
+        (home / "failed.txt").write_text("ERROR: the peer is not for this Python")
+    else:  # an interpreter that says what Python says, and ends
+        (home / "bin").mkdir()
+        (home / "made").touch()
+        said = "Traceback (most recent call last):\\n  File x\\nOSError: No such file\\nmore"
+        (home / "bin" / "python").write_text(f'#!/bin/sh\nprintf "{said}"\nexit 1\n')
+        (home / "bin" / "python").chmod(0o755)
+    job = Job("resnet20", peer, 0.5, 0, 0, quick=True)
+    path = tmp_path / "peers.json"
+    _rows.make_missing(path, Row, [(job.command, lambda: peers.run(job, tmp_path, 1))])
+    (row,) = _rows.read(path, Row)
+    assert row.found is None
+    assert message in row.message
+    assert "\n" not in row.message
+    assert message in row.line()
+    assert message in page([row.model_copy(update={"quick": False})])
+
+
+def test_installing_says_what_pip_says(tmp_path, monkeypatch):
+    class Done:
+        returncode, stderr = 1, "WARNING: slow\nERROR: No matching distribution\nERROR: more"
+
+    monkeypatch.setattr(
+        _environments.subprocess, "run", lambda *_, **__: (tmp_path / "tednet").mkdir(exist_ok=True) or Done
+    )
+    for _ in range(2):  # the second time from what is kept
+        with pytest.raises(_environments.Unavailable, match=r"^ERROR: No matching distribution$"):
+            _environments.python_of("tednet", tmp_path)
+
+
+def test_every_peer_has_an_adapter():
+    for peer in (*_environments.PEERS, _environments.DENSE):
+        adapter = import_module(f"benchmarks.peers.{peer.replace('-', '_')}")
+        assert callable(adapter.settings)
+        assert not adapter.INSTALL or "==" in adapter.INSTALL[0]
+
+
+def test_commands_are_unique_and_make_their_row_alone(monkeypatch):
+    def asked(*words):
+        monkeypatch.setattr("sys.argv", ["peers", *words])
+        return list(peers.jobs(peers.arguments()))
+
+    everything = [*asked(), *asked("--tuned"), *asked("--tuned", "--epochs", "30"), *asked("--quick")]
+    assert len({job.command for job in everything}) == len({job.stem for job in everything}) == len(everything)
+    for job in everything:
+        assert asked(*job.options) == [job]
+
+
+def row(peer, accuracy, latency, seed, share=0.5, epochs=0):
+    right = torch.rand(1000, generator=torch.Generator().manual_seed(seed)) < accuracy / 100
+    found = Found(
+        **{"package": f"{peer} 1.0", "setting": "usual", "norms": True, "dense_accuracy": 90.0, "accuracy": accuracy},
+        **{"interval": (accuracy - 91, accuracy - 89), "right": packed(right), "images": 1000, "params_ratio": 0.5},
+        **{"macs_ratio": 0.6, "latency_ratio": latency, "seconds": 1.0, "train_seconds": None},
+    )
+    job = Job("resnet20", peer, share, 0, epochs, quick=False)
+    return Row(
+        **{"net": job.net, "data": "cifar10-jpeg", "split": "test", "peer": peer, "asked": share, "epochs": epochs},
+        **{"quick": False, "seed": 0, "found": found, "message": None, "device": "a CPU", "version": "0"},
+        command=job.command,
+    )
+
+
+def test_the_page_says_who_is_ahead_and_is_the_same_for_any_order():
+    rows = [row("tenfold", 80.0, 1.4, 1), row("tednet", 50.0, 0.5, 2), row("nni", 90.0, 0.8, 3, share=0.7)]
+    rows += [row("tenfold", 70.0, 0.9, 4, share=0.7), row("dense", 91.0, 1.0, 5, share=1.0, epochs=1)]
+    rows += [row("tenfold", 85.0, 0.9, 6, epochs=1)]
+    text = page(rows)
+    assert page(rows[::-1]) == text
+    assert page([Row.model_validate(json.loads(one.model_dump_json())) for one in rows]) == text
+    lines = text.splitlines()
+    verdicts = [line.split("|")[-2].strip() for line in lines if line.startswith("| resnet20 | none |")]
+    assert verdicts == ["**nni**", "tenfold", "**nni**", "**nni**"]
+    order = [line.split("|")[1].strip() for line in lines if "| usual; norms" in line]
+    assert order == ["nni 1.0", "**tenfold 1.0**", "**tenfold 1.0**", "tednet 1.0", "**tenfold 1.0**"]
+    assert "Dense: 90.00 %; trained as long, 91.00 %." in text
