@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+ROOT = Path(__file__).parent.parent
+RESULTS, RUNS, DOCS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "runs", ROOT / "docs"
 R = TypeVar("R", bound=BaseModel)  # has `command` and `line()`
 
 

@@ -39,8 +39,8 @@ from benchmarks import _rows, _zoo
 from tenfold import Budget
 from tenfold.methods import CP, DEFAULT, SVD, Method, SpatialSVD, TensorTrain, Tucker
 
-ROOT = Path(__file__).parent.parent
 NAME = "architectures"
+ROWS = _rows.RESULTS / f"{NAME}.json"
 SHARE, LEAST_SHARE = 0.5, 0.49  # of the parameters: what is asked for, and what a choice of ranks should use of it
 QUICK, MIX = "quick", "mix"
 METHODS: dict[str, Sequence[Method]] = {
@@ -498,15 +498,19 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / f"{NAME}.md", page(_rows.read(ROWS, Row)))
+
+
 def main() -> None:
     """Make the missing rows, then the page."""
     asked = arguments()
-    path = ROOT / "benchmarks" / "results" / f"{NAME}.json"
-    done = {known.command for known in _rows.read(path, Row)}
+    done = {known.command for known in _rows.read(ROWS, Row)}
     for new in made([job for job in jobs(asked) if job.command not in done], asked.jobs, asked.minutes):
-        _rows.add(path, new)
+        _rows.add(ROWS, new)
         print(new.line(), flush=True)
-    _rows.replace_text(ROOT / "docs" / f"{NAME}.md", page(_rows.read(path, Row)))
+    write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

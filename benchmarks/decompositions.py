@@ -41,10 +41,10 @@ from benchmarks._fits import FORMS, Outcome, TenfoldUntil, measured
 from benchmarks._folder import data_folder
 from benchmarks._images import Images, first_images
 from benchmarks._nets import trained
-from benchmarks._rows import replace_text
+from benchmarks._rows import DOCS, RESULTS, replace_text
 from benchmarks._score import correct, paired_interval, percent
 
-ROOT = Path(__file__).parent.parent
+ROWS, QUICK_ROWS = RESULTS / f"{NAME}.json", RESULTS / f"{NAME}-quick.json"
 SHARES = (0.7, 0.5, 0.25)  # of the layer's parameters
 NETS, NET_SHARES = ("resnet56",), (0.5,)
 QUICK_LAYERS, QUICK_SHARES = LAYERS[:1], (0.5,)
@@ -240,12 +240,19 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def write_page(docs: Path) -> None:
+    """The page and its picture, from the rows that there are."""
+    results = read(ROWS)
+    replace_text(docs / f"{NAME}.md", page(results))
+    draw(results.layers, docs / f"{NAME}.svg")
+
+
 def main() -> None:
     """Make the missing rows, then the page and the picture."""
     asked = arguments()
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    path = ROOT / "benchmarks" / "results" / f"{NAME}{'-quick' * asked.quick}.json"
+    path = QUICK_ROWS if asked.quick else ROWS
     done = read(path).commands
     groups, of_nets = jobs(asked)
     for group in groups:
@@ -258,9 +265,7 @@ def main() -> None:
             add(path, row)
             print(row.line(), flush=True)
     if not asked.quick:
-        results = read(path)
-        replace_text(ROOT / "docs" / f"{NAME}.md", page(results))
-        draw(results.layers, ROOT / "docs" / f"{NAME}.svg")
+        write_page(DOCS)
 
 
 if __name__ == "__main__":

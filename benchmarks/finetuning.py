@@ -27,7 +27,7 @@ from benchmarks._train import Trained, announced, fit, kept
 from tenfold._apply import skeleton
 from tenfold.train import Finetuned, Recipe
 
-ROOT = Path(__file__).parent.parent
+ROWS, QUICK_ROWS = _rows.RESULTS / "finetuning.json", _rows.RESULTS / "finetuning-quick.json"
 DATA, SPLIT = "cifar10-jpeg", "test"
 IMAGES, QUICK_IMAGES = 50_000, 1_000
 SHORT = Recipe(epochs=3, precision="bfloat16")
@@ -140,6 +140,11 @@ def _epochs(row: _rows.Row) -> int:
     return next(recipe.epochs for (net, asked), recipe in CASES.items() if (net, asked) == (row.net, row.asked))
 
 
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / "finetuning.md", page(_rows.read(ROWS)))
+
+
 def main() -> None:
     """Make the missing rows, then the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.finetuning", description=str(__doc__).splitlines()[0])
@@ -147,7 +152,7 @@ def main() -> None:
     parser.add_argument("--params", nargs="+", type=float, choices=sorted({share for _, share in CASES}))
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_IMAGES:,} images and one epoch")
-    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="weights and checkpoints")
+    parser.add_argument("--runs", type=Path, default=_rows.RUNS, help="weights and checkpoints")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     data_folder()  # refuse before work starts
@@ -159,10 +164,10 @@ def main() -> None:
         for seed in asked.seed
         if net in (asked.net or [net]) and share in (asked.params or [share])
     ]
-    path = ROOT / "benchmarks" / "results" / f"finetuning{'-quick' * asked.quick}.json"
+    path = QUICK_ROWS if asked.quick else ROWS
     _rows.make_missing(path, _rows.Row, [(job.command, partial(run, job, asked.runs)) for job in jobs])
     if not asked.quick:
-        _rows.replace_text(ROOT / "docs" / "finetuning.md", page(_rows.read(path)))
+        write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

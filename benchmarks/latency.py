@@ -26,7 +26,7 @@ from tenfold._engines import Engine
 from tenfold._timed import Clock
 from tenfold.methods import SVD, FilterPruning, Method, SpatialSVD, Tucker
 
-ROOT = Path(__file__).parent.parent
+ROWS = _rows.RESULTS / "latency.json"
 SIDE = 224
 METHODS: tuple[Method, ...] = (SVD("output"), SVD("input"), SpatialSVD(), Tucker())
 # The share of the multiply-adds, and how much more than that the time may be: in ONNX Runtime, and eager.
@@ -268,6 +268,11 @@ def jobs(asked: argparse.Namespace) -> list[Job]:
     return [job for job in every if all(not given or getattr(job, name) in given for name, given in wanted.items())]
 
 
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / "latency.md", page(_rows.read(ROWS, Row)))
+
+
 def main() -> None:
     """Make the missing rows, then the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=str(__doc__).splitlines()[0])
@@ -281,9 +286,8 @@ def main() -> None:
     asked = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tenfold").setLevel(logging.INFO)
-    path = ROOT / "benchmarks" / "results" / "latency.json"
-    _rows.make_missing(path, Row, [(job.command, partial(run, job)) for job in jobs(asked)])
-    _rows.replace_text(ROOT / "docs" / "latency.md", page(_rows.read(path, Row)))
+    _rows.make_missing(ROWS, Row, [(job.command, partial(run, job)) for job in jobs(asked)])
+    write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

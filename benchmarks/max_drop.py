@@ -21,7 +21,7 @@ from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
 from benchmarks._score import correct, paired_interval, percent
 
-ROOT = Path(__file__).parent.parent
+ROWS = _rows.RESULTS / "max-drop.json"
 NETS, DATA = ("resnet20", "resnet56"), "cifar10-jpeg"
 CALIBRATION, JUDGED, BATCH = 1024, 10_000, 128  # training images, all different
 ALLOWED = (0.5, 1.0, 2.0)  # points
@@ -135,16 +135,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / "max-drop.md", page(_rows.read(ROWS, Row)))
+
+
 def main() -> None:
     """Make the missing rows, then the page."""
     asked = arguments()
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    path = ROOT / "benchmarks" / "results" / "max-drop.json"
     jobs = [(net, allowed, asked.threads) for net in asked.net for allowed in asked.max_drop]
-    with tenfold.resumable(ROOT / "benchmarks" / "runs" / "max-drop"):
-        _rows.make_missing(path, Row, [(command(*job), partial(run, *job)) for job in jobs])
-    _rows.replace_text(ROOT / "docs" / "max-drop.md", page(_rows.read(path, Row)))
+    with tenfold.resumable(_rows.RUNS / "max-drop"):
+        _rows.make_missing(ROWS, Row, [(command(*job), partial(run, *job)) for job in jobs])
+    write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks._nets import trained
 from benchmarks._score import judged, paired_interval, percent, unpacked
 from tenfold.methods import CP, SVD, Method, SpatialSVD, TensorTrain, Tucker
 
-ROOT = Path(__file__).parent.parent
+ROWS, QUICK_ROWS = _rows.RESULTS / "oneshot.json", _rows.RESULTS / "oneshot-quick.json"
 NETS = ("resnet20", "resnet56")
 DATA, SPLIT = "cifar10-jpeg", "test"
 BUDGETS = (0.7, 0.5, 0.35)  # shares of the dense network's parameters
@@ -260,15 +260,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / "oneshot.md", page(_rows.read(ROWS)))
+
+
 def main() -> None:
     """Make the missing rows, then the page."""
     asked = arguments()
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    path = ROOT / "benchmarks" / "results" / ("oneshot-quick.json" if asked.quick else "oneshot.json")
+    path = QUICK_ROWS if asked.quick else ROWS
     _rows.make_missing(path, _rows.Row, [(job.command, partial(run, job)) for job in jobs(asked)])
     if not asked.quick:
-        _rows.replace_text(ROOT / "docs" / "oneshot.md", page(_rows.read(path)))
+        write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 import tenfold
 from benchmarks import _rows, _transformer
 
-ROOT = Path(__file__).parent.parent
+ROWS = _rows.RESULTS / "scale.json"
 WIDTHS = {
     "svd": [(n, n) for n in (256, 512, 1024, 2048, 4096)] + [(14336, 4096)],
     "spatial": [(n, n) for n in (64, 128, 256, 512)],
@@ -89,7 +89,7 @@ def run(job: Job, runs: Path) -> Row:
 def called(words: Sequence[str], threads: int, before: Sequence[str] = ()) -> dict[str, Any]:
     """What a process of `_scale_runs` says, run behind the words `before`."""
     command = [*before, sys.executable, "-W", "ignore", "-m", "benchmarks._scale_runs", "--threads", str(threads)]
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *words], cwd=_rows.ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -169,22 +169,26 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def main() -> None:
-    """Make the missing rows, then the page and the picture."""
+def write_page(docs: Path) -> None:
+    """The page and its picture, from the rows that there are."""
     from benchmarks._scale_page import draw, page
 
+    rows = _rows.read(ROWS, Row)
+    _rows.replace_text(docs / "scale.md", page(rows))
+    draw(rows, docs / "scale.svg")
+
+
+def main() -> None:
+    """Make the missing rows, then the page and the picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=str(__doc__).splitlines()[0])
     parser.add_argument("--what", choices=("layer", "count", "resnet50", "decoder"))
     parser.add_argument("--setting", nargs="+")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs")
+    parser.add_argument("--runs", type=Path, default=_rows.RUNS)
     asked = parser.parse_args()
     logging.basicConfig(format="%(message)s")
-    path = ROOT / "benchmarks" / "results" / "scale.json"
-    _rows.make_missing(path, Row, [(job.command, partial(run, job, asked.runs)) for job in jobs(asked)])
-    rows = _rows.read(path, Row)
-    _rows.replace_text(ROOT / "docs" / "scale.md", page(rows))
-    draw(rows, ROOT / "docs" / "scale.svg")
+    _rows.make_missing(ROWS, Row, [(job.command, partial(run, job, asked.runs)) for job in jobs(asked)])
+    write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

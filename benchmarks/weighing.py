@@ -28,7 +28,7 @@ from tenfold import _demo
 from tenfold._choice import Offer, Pool, chosen, pooled
 from tenfold.methods import CP, SVD, Method, SpatialSVD
 
-ROOT = Path(__file__).parent.parent
+ROWS = _rows.RESULTS / "weighing.json"
 DATA, CALIBRATION, JUDGED, BATCH = "cifar10-jpeg", 1024, 3000, 128
 METHODS: dict[str, Sequence[Method]] = {"svd": [SVD()], "three": [SVD(), SpatialSVD(), CP(3)]}
 SHARES = {"svd": (0.5, 0.35), "three": (0.35, 0.2)}
@@ -199,12 +199,16 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / "weighing.md", page(_rows.read(ROWS, Row)))
+
+
 def main() -> None:
     """Make the missing rows, then the page."""
     asked = arguments()
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    path = ROOT / "benchmarks" / "results" / "weighing.json"
     jobs: list[tuple[Any, ...]] = [
         (net, methods, share, how)
         for net in asked.net
@@ -212,8 +216,8 @@ def main() -> None:
         for share in asked.share or (DIGITS_SHARES if net == "digits" else SHARES)[methods]
         for how in asked.sum
     ]
-    _rows.make_missing(path, Row, [(command(*job), partial(run, *job)) for job in jobs])
-    _rows.replace_text(ROOT / "docs" / "weighing.md", page(_rows.read(path, Row)))
+    _rows.make_missing(ROWS, Row, [(command(*job), partial(run, *job)) for job in jobs])
+    write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from benchmarks.peers._make import dense_net
 from benchmarks.peers._page import page
 from benchmarks.peers._row import DATA, SPLITS, Found, Job, Row
 
-ROOT = Path(__file__).parent.parent.parent
+ROWS, QUICK_ROWS = _rows.RESULTS / "peers.json", _rows.RESULTS / "peers-quick.json"
 NETS, QUICK_NETS = ("resnet20", "resnet56"), ("resnet20",)  # without --net; resnet18 has to be trained first
 BUDGETS, TUNED_BUDGETS = (0.7, 0.5, 0.35, 0.2), (0.5, 0.35)
 TUNED_NETS, EPOCHS = ("resnet20",), 1
@@ -59,7 +59,7 @@ def made(job: Job, runs: Path, threads: int) -> Found:
         Failed: with the first line of its message, if it cannot be imported or fails.
     """
     python = python_of(job.peer, runs / "envs")
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    paths = os.pathsep.join([str(_rows.ROOT / "src"), str(_rows.ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "found.json", runs / f"{job.stem}.log"
@@ -108,25 +108,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tuned", action="store_true", help="after fine-tuning")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of fine-tuning, over all training images")
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
-    parser.add_argument(
-        "--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="environments, checkpoints, logs"
-    )
+    parser.add_argument("--runs", type=Path, default=_rows.RUNS, help="environments, checkpoints, logs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="500 images; without --net, the small network only")
     return parser.parse_args()
+
+
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / "peers.md", page(_rows.read(ROWS, Row)))
 
 
 def main() -> None:
     """Make the missing rows, then the page."""
     asked = arguments()
     data_folder()  # refuse before work starts
-    path = ROOT / "benchmarks" / "results" / f"peers{'-quick' * asked.quick}.json"
+    path = QUICK_ROWS if asked.quick else ROWS
     runs, todo = asked.runs.resolve(), list(jobs(asked))
     for net in {job.net for job in todo}:
         dense_net(net, runs)  # refuse here too
     _rows.make_missing(path, Row, [(job.command, partial(run, job, runs, asked.threads)) for job in todo])
     if not asked.quick:
-        _rows.replace_text(ROOT / "docs" / "peers.md", page(_rows.read(path, Row)))
+        write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

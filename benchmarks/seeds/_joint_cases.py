@@ -6,6 +6,7 @@ from functools import cache
 from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 import tenfold
@@ -140,19 +141,51 @@ def parameters(net: str, data: str, method: str, rate: float) -> int:
     return sum(p.numel() for p in skeleton(dense_shape(net, data), rate_plan(net, data, method, rate)).parameters())
 
 
-def structure() -> str:
-    """How many times fewer numbers than dense, as the authors count: every network whose shape needs no training."""
-    lines = [f"{'net':9} {'classes':>7} {'rate':>5} " + " ".join(f"{name:>8}" for name in SCHEMES)]
-    for net in NETS:
-        for data, (_, classes, _) in DATA.items():
-            dense = dense_shape(net, data)
-            for rate in RATES:
-                small = [skeleton(dense, rate_plan(net, data, method, rate)) for method in SCHEMES]
-                cells = " ".join(f"{counted(dense) / counted(model):8.3f}" for model in small)
-                lines.append(f"{net:9} {classes:7} {rate:5} {cells}")
-    return "\n".join(lines)
+class Sizes(BaseModel):
+    """How many times fewer numbers than dense the networks of all schemes have, as the authors count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    net: str
+    data: str
+    classes: int
+    rate: float
+    fewer: dict[str, float]  # by scheme
+    version: str  # of tenfold
+    command: str
+
+    def line(self) -> str:
+        """The row in one line, for the terminal and for the page."""
+        cells = " ".join(f"{self.fewer[method]:8.3f}" for method in SCHEMES)
+        return f"{self.net:9} {self.classes:7} {self.rate:5} {cells}"
 
 
-def counted(model: nn.Module) -> int:
-    """The numbers in convolutions and in the last layer with its bias, without norms."""
+def sizes(net: str, data: str, rate: float) -> Sizes:
+    """Counted from the built networks; no training is needed."""
+    dense = dense_shape(net, data)
+    small = {method: skeleton(dense, rate_plan(net, data, method, rate)) for method in SCHEMES}
+    return Sizes(
+        net=net,
+        data=data,
+        classes=DATA[data][1],
+        rate=rate,
+        fewer={method: round(_counted(dense) / _counted(model), 3) for method, model in small.items()},
+        version=tenfold.__version__,
+        command=sizes_command(net, data, rate),
+    )
+
+
+def sizes_command(net: str, data: str, rate: float) -> str:
+    """The row's identity."""
+    return f"python -m benchmarks.seeds.joint --structure --net {net} --data {data} --rate {rate:g}"
+
+
+def sizes_table(rows: Sequence[Sizes]) -> str:
+    """All of them, as text."""
+    head = f"{'net':9} {'classes':>7} {'rate':>5} " + " ".join(f"{name:>8}" for name in SCHEMES)
+    return "\n".join([head, *(row.line() for row in rows)])
+
+
+def _counted(model: nn.Module) -> int:
+    # Convolutions and the last layer with its bias, without norms.
     return sum(p.numel() for name, p in model.named_parameters() if p.dim() > 1 or name == "fc.bias")

@@ -7,11 +7,11 @@ from itertools import groupby
 from benchmarks import _rows
 from benchmarks._folder import VARIABLE
 from benchmarks._score import paired_interval, percent, unpacked
-from benchmarks.seeds._joint_cases import FRESH, FROZEN, FURTHER, published
+from benchmarks.seeds._joint_cases import FRESH, FROZEN, FURTHER, Sizes, published, sizes_table
 
 
-def page(trained: Sequence[_rows.Row], oneshot: Sequence[_rows.Row], structure: str) -> str:
-    """The page of documentation, from rows and from the built networks alone."""
+def page(trained: Sequence[_rows.Row], oneshot: Sequence[_rows.Row], sizes: Sequence[Sizes]) -> str:
+    """The page of documentation, from rows alone."""
     tables = "\n".join(
         _table(list(group)) for _, group in groupby(sorted(trained, key=_place), lambda row: _place(row)[:2])
     )
@@ -28,7 +28,7 @@ How many times fewer numbers than dense, convolutions and the last layer counted
 networks, by `python -m benchmarks.seeds.joint --structure`:
 
 ```text
-{structure}
+{sizes_table(sizes)}
 ```
 
 ## Right after compression

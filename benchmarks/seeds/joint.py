@@ -1,10 +1,11 @@
 """Joint decomposition of Chen et al. 2021 (arXiv 2107.04386), rebuilt, and what this library makes instead.
 
 `python -m benchmarks.seeds.joint` makes the rows that are missing from `benchmarks/results/seed-joint.json` and
-`benchmarks/results/seed-joint-oneshot.json`, then `docs/seed-joint.md` from these files. Whoever stops it may run it
+`seed-joint-oneshot.json` beside it, then `docs/seed-joint.md` from these files. Whoever stops it may run it
 again: it goes on from the last minute. Finished weights are kept under `--runs` in half precision, and judged as kept.
 
-`--structure` prints how many times smaller every network is, counted from the built networks; it needs no data.
+`--structure` makes only the rows of how many times smaller every network is, counted from the built networks; it needs
+no data.
 `--oneshot` makes only the rows of shared networks right after compression, without training. `--quick` is for a look:
 1,000 images, one epoch, rows in files of their own and no page.
 """
@@ -31,21 +32,26 @@ from benchmarks.seeds._joint_cases import (
     CHOSEN,
     DATA,
     NETS,
+    RATES,
     SCHEMES,
     Job,
+    Sizes,
     dense_shape,
     jobs,
     parameters,
     rate_plan,
-    structure,
+    sizes,
+    sizes_command,
 )
 from benchmarks.seeds._joint_page import page
 from tenfold._apply import skeleton
 from tenfold.methods import DEFAULT, Method, SpatialSVD
 from tenfold.train import Finetuned
 
-ROOT = Path(__file__).parent.parent.parent
 NAME = "seed-joint"
+ROWS, ONESHOT_ROWS, SIZES_ROWS, QUICK_ROWS, QUICK_ONESHOT_ROWS = (
+    _rows.RESULTS / f"{NAME}{part}.json" for part in ("", "-oneshot", "-structure", "-quick", "-oneshot-quick")
+)
 QUICK_IMAGES = 1_000
 ONESHOT_NETS, ONESHOT_DATA = ("resnet20", "resnet56"), "cifar10-jpeg"
 ONESHOT: dict[str, list[Method]] = {
@@ -151,7 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--oneshot", action="store_true", help="shared networks right after compression, only")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_IMAGES:,} images and one epoch")
     parser.add_argument("--structure", action="store_true", help="count, and stop")
-    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="weights and checkpoints")
+    parser.add_argument("--runs", type=Path, default=_rows.RUNS, help="weights and checkpoints")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -169,18 +175,29 @@ def chosen(asked: argparse.Namespace) -> list[Job]:
     return [job for job in every if all(not given or getattr(job, name) in given for name, given in wanted.items())]
 
 
+def count(asked: argparse.Namespace) -> None:
+    """Make the missing rows of sizes, then the page."""
+    places = [(net, data, rate) for net in asked.net or NETS for data in asked.data for rate in asked.rate or RATES]
+    _rows.make_missing(SIZES_ROWS, Sizes, [(sizes_command(*place), partial(sizes, *place)) for place in places])
+    write_page(_rows.DOCS)
+
+
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    text = page(_rows.read(ROWS), _rows.read(ONESHOT_ROWS), _rows.read(SIZES_ROWS, Sizes))
+    _rows.replace_text(docs / f"{NAME}.md", text)
+
+
 def main() -> None:
     """Make the missing rows, then the page."""
     asked = arguments()
     if asked.structure:
-        print(structure())
+        count(asked)
         return
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
     announced()
-    trained_path, oneshot_path = (
-        ROOT / "benchmarks" / "results" / f"{NAME}{part}{'-quick' * asked.quick}.json" for part in ("", "-oneshot")
-    )
+    trained_path, oneshot_path = (QUICK_ROWS, QUICK_ONESHOT_ROWS) if asked.quick else (ROWS, ONESHOT_ROWS)
     shots = [
         OneShot(net, method, share, seed, asked.quick)
         for net in ONESHOT_NETS
@@ -194,8 +211,7 @@ def main() -> None:
         todo = [(job.command, partial(run, job, asked.runs)) for job in chosen(asked)]
         _rows.make_missing(trained_path, _rows.Row, todo)
     if not asked.quick:
-        text = page(_rows.read(trained_path), _rows.read(oneshot_path), structure())
-        _rows.replace_text(ROOT / "docs" / f"{NAME}.md", text)
+        write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import tenfold
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
-from benchmarks._rows import make_missing, read, replace_text
+from benchmarks._rows import DOCS, RESULTS, RUNS, make_missing, read, replace_text
 from benchmarks._score import correct, in_bulk, paired_interval, percent
 from benchmarks._train import Trained, fit, kept
 from benchmarks.seeds._methods_cases import BATCH, CHOICES, DENSE, METHODS, NAME, Job, Row, jobs
@@ -31,7 +31,7 @@ from benchmarks.seeds._small_net import FROZEN, small_net
 from tenfold._apply import skeleton
 from tenfold.train import Finetuned
 
-ROOT = Path(__file__).parent.parent.parent
+ROWS, QUICK_ROWS = RESULTS / f"{NAME}.json", RESULTS / f"{NAME}-quick.json"
 
 
 class Compression(BaseModel):
@@ -172,22 +172,20 @@ def arguments() -> argparse.Namespace:
         values = list(dict.fromkeys(getattr(job, name) for job in every))
         parser.add_argument(f"--{name}", nargs="+", choices=values, type=type(values[0]), help="rows with these only")
     parser.add_argument("--quick", action="store_true", help="few rows, images and epochs")
-    parser.add_argument(
-        "--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="weights, plans and checkpoints"
-    )
+    parser.add_argument("--runs", type=Path, default=RUNS, help="weights, plans and checkpoints")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
-def publish(rows: list[Row]) -> None:
-    """Write the figures and the page that shows them."""
+def write_page(docs: Path) -> None:
+    """The page and its pictures, from the rows that there are."""
     from benchmarks.seeds._methods_plots import figures  # rows can be made where nothing can be drawn
 
     order = {job.command: place for place, job in enumerate(jobs(quick=False))}
-    rows = sorted(rows, key=lambda row: order[row.command])
+    rows = sorted(read(ROWS, Row), key=lambda row: order[row.command])
     for name, svg in figures(rows).items():
-        replace_text(ROOT / "docs" / f"{NAME}-{name}.svg", svg)
-    replace_text(ROOT / "docs" / f"{NAME}.md", page(rows))
+        replace_text(docs / f"{NAME}-{name}.svg", svg)
+    replace_text(docs / f"{NAME}.md", page(rows))
 
 
 def main() -> None:
@@ -195,10 +193,10 @@ def main() -> None:
     asked = arguments()
     data_folder()  # refuse before work starts
     torch.set_num_threads(asked.threads)
-    path = ROOT / "benchmarks" / "results" / f"{NAME}{'-quick' * asked.quick}.json"
+    path = QUICK_ROWS if asked.quick else ROWS
     make_missing(path, Row, [(job.command, partial(run, job, asked.runs)) for job in chosen(asked)])
-    if not asked.quick and (rows := read(path, Row)):
-        publish(rows)
+    if not asked.quick:
+        write_page(DOCS)
 
 
 if __name__ == "__main__":

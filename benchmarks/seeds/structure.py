@@ -49,8 +49,8 @@ from tenfold._apply import skeleton
 from tenfold.methods import FilterPruning
 from tenfold.train import Finetuned, Hooks, SoftFilterPruning, SVDTraining
 
-ROOT = Path(__file__).parent.parent.parent
 NAME = "seed-structure"
+ROWS, QUICK_ROWS = _rows.RESULTS / f"{NAME}.json", _rows.RESULTS / f"{NAME}-quick.json"
 IMAGES, QUICK_IMAGES = 50_000, 1_000
 
 
@@ -204,7 +204,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sparsity", type=float, help="try another strength on training images; makes no row")
     parser.add_argument("--short", action="store_true", help="a fifth of the epochs")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_IMAGES:,} images and one epoch")
-    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="weights and checkpoints")
+    parser.add_argument("--runs", type=Path, default=_rows.RUNS, help="weights and checkpoints")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -222,6 +222,11 @@ def chosen(asked: argparse.Namespace) -> list[Job]:
     ]
 
 
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / f"{NAME}.md", page(_rows.read(ROWS, Row)))
+
+
 def main() -> None:
     """Make the missing rows, then the page."""
     asked = arguments()
@@ -232,10 +237,10 @@ def main() -> None:
         for job in chosen(asked):
             print(f"{job.stem}: {network(job, asked.runs).metrics[-1]:.2f} % of training images held back")
         return
-    path = ROOT / "benchmarks" / "results" / f"{NAME}{'-quick' * asked.quick}.json"
+    path = QUICK_ROWS if asked.quick else ROWS
     _rows.make_missing(path, Row, [(job.command, partial(run, job, asked.runs)) for job in chosen(asked)])
     if not asked.quick:
-        _rows.replace_text(ROOT / "docs" / f"{NAME}.md", page(_rows.read(path, Row)))
+        write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ from benchmarks.seeds._garipov import NETS
 from benchmarks.seeds._page import page
 from tenfold.train import Finetuned, Recipe
 
-ROOT = Path(__file__).parent.parent.parent
 NAME = "seed-tensor-train"
+ROWS, QUICK_ROWS = _rows.RESULTS / f"{NAME}.json", _rows.RESULTS / f"{NAME}-quick.json"
 METHODS = tuple(dict.fromkeys(method for _, method in CASES))
 IMAGES, QUICK_IMAGES = 50_000, 1_000
 
@@ -200,9 +200,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="try another rate on training images; makes no row")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_IMAGES:,} images and one epoch")
     parser.add_argument("--structure", action="store_true", help="count parameters, and stop")
-    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="weights and checkpoints")
+    parser.add_argument("--runs", type=Path, default=_rows.RUNS, help="weights and checkpoints")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
+
+
+def write_page(docs: Path) -> None:
+    """The page, from the rows that there are."""
+    _rows.replace_text(docs / f"{NAME}.md", page(_rows.read(ROWS)))
 
 
 def main() -> None:
@@ -218,10 +223,10 @@ def main() -> None:
         for job in jobs(asked):
             print(f"{job.stem}: {network(job, asked.runs).metrics[-1]:.2f} % of training images held back")
         return
-    path = ROOT / "benchmarks" / "results" / f"{NAME}{'-quick' * asked.quick}.json"
+    path = QUICK_ROWS if asked.quick else ROWS
     _rows.make_missing(path, _rows.Row, [(job.command, partial(run, job, asked.runs)) for job in jobs(asked)])
     if not asked.quick:
-        _rows.replace_text(ROOT / "docs" / f"{NAME}.md", page(_rows.read(path)))
+        write_page(_rows.DOCS)
 
 
 if __name__ == "__main__":
