@@ -39,7 +39,11 @@ ALONE: dict[str, Method] = {
     "cp4": CP(4),
     "tt": TensorTrain(),
 }
-MIXES: dict[str, Sequence[Method]] = {**{name: [method] for name, method in ALONE.items()}, "mix": [*ALONE.values()]}
+MIXES: dict[str, Sequence[Method]] = {
+    **{name: [method] for name, method in ALONE.items()},
+    "tt-naive": [TensorTrain(form="naive")],  # for the order of the two forms; the mix does without
+    "mix": [*ALONE.values()],
+}
 NORMS = "+norms"  # batch norms re-estimated after compression
 DATA_FITTED = "+data"  # statistics of training images choose ranks and fit factors
 RECOVERED = ("+data+refit", "+data+blocks")  # and then `tenfold.recover` by this way

@@ -20,7 +20,13 @@ BENCHMARKS = (
     "seeds.methods",
     "seeds.structure",
     "seeds.joint",
+    "_results_page",
 )
+
+
+def write(name: str, docs: Path) -> None:
+    """Write the page of one benchmark, and its pictures."""
+    import_module(f"benchmarks.{name}").write_page(docs)
 
 
 def main() -> None:
@@ -29,7 +35,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="the folder to write to")
     asked = parser.parse_args()
     for name in BENCHMARKS:
-        import_module(f"benchmarks.{name}").write_page(asked.docs)
+        write(name, asked.docs)
 
 
 if __name__ == "__main__":

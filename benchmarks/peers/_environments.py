@@ -10,6 +10,7 @@ TORCH = ("torch==2.13.0", "torchvision==0.28.0")  # a constraint: the second is 
 LIGHT = ("accelerate", "highspy", "numpy", "pillow", "pyarrow", "pydantic", "rich", "safetensors", "typer")
 PEERS = (
     "tenfold",
+    "tenfold-fast",
     "aimet-torch",
     "fasterai",
     "model-compression-toolkit",

@@ -10,7 +10,8 @@ from benchmarks._score import paired_interval, unpacked
 from benchmarks.peers._environments import DENSE, PEERS
 from benchmarks.peers._row import Found, Row
 
-OURS = "tenfold"
+OURS, OURS_FAST = "tenfold", "tenfold-fast"
+ALL_OURS = (OURS, OURS_FAST)
 Place = tuple[str, int, float]  # network, epochs, share
 
 
@@ -18,10 +19,8 @@ def page(rows: Sequence[Row]) -> str:
     """Who is ahead, then every table, then who failed."""
     rows = [row for row in rows if not row.quick]
     versions = ", ".join(sorted({row.version for row in rows}))
-    made = sorted((row for row in rows if row.found), key=lambda row: (_place(row), -_of(row).accuracy, row.peer))
-    small = [row for row in made if row.peer != DENSE]
-    places = {place: list(group) for place, group in groupby(small, _place)}
-    controls = {(row.net, row.epochs): row for row in made if row.peer == DENSE}
+    places = _places(rows)
+    controls = {(row.net, row.epochs): row for row in rows if row.found and row.peer == DENSE}
     tables = "\n".join(_table(place, group, controls.get(place[:2])) for place, group in places.items())
     return f"""# Beside other packages
 
@@ -46,12 +45,12 @@ python -m benchmarks.peers --tuned
 
 Where {OURS} is not ahead, or not certainly, the verdict is in bold.
 
-{_accuracy(places)}
+{accuracies(rows)}
 
-At equal accuracy: the fastest network of another package, at any budget, that is not certainly less accurate. The dense
-network itself has a latency of 1.
+At equal accuracy: the dense network, and each network of another package at any budget that no other of them beats in
+both accuracy and latency; beside it the fastest network of this library that is not certainly less accurate.
 
-{_latency(places)}
+{latencies(rows)}
 
 {tables}
 ## Who made nothing
@@ -62,6 +61,13 @@ network itself has a latency of 1.
 
 {_packages()}
 """
+
+
+def _places(rows: Sequence[Row]) -> dict[Place, list[Row]]:
+    """Networks that are small, by place, the best first."""
+    small = [row for row in rows if row.found and row.peer != DENSE]
+    ordered = sorted(small, key=lambda row: (_place(row), -_of(row).accuracy, row.peer))
+    return {place: list(group) for place, group in groupby(ordered, _place)}
 
 
 def _place(row: Row) -> Place:
@@ -87,14 +93,15 @@ def _stage(epochs: int) -> str:
     return f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "none"
 
 
-def _accuracy(places: dict[Place, list[Row]]) -> str:
+def accuracies(rows: Sequence[Row]) -> str:
+    """Who is ahead in accuracy, place by place."""
     head = [
         f"| network | epochs of tuning | asked | best other | its accuracy, % | {OURS}, % | {OURS} less it | ahead |",
         "|---|---|--:|---|--:|--:|--:|---|",
     ]
     lines = []
-    for (net, epochs, share), rows in places.items():
-        ours, others = _ours(rows), [row for row in rows if row.peer != OURS]
+    for (net, epochs, share), group in _places(rows).items():
+        ours, others = _ours(group), [row for row in group if row.peer not in ALL_OURS]
         if ours is None or not others:
             continue
         best = others[0]
@@ -107,36 +114,49 @@ def _accuracy(places: dict[Place, list[Row]]) -> str:
     return "\n".join([*head, *lines])
 
 
-def _latency(places: dict[Place, list[Row]]) -> str:
+def latencies(rows: Sequence[Row]) -> str:
+    """The dense network and those of other packages that none of them beats in both, and what is ours beside each."""
     head = [
-        f"| network | epochs of tuning | asked of {OURS} | its accuracy, % | its latency | fastest other | asked of it "
+        f"| network | epochs of tuning | of another package | its accuracy, % | its latency | fastest of {OURS} "
         "| its accuracy, % | its latency | ahead |",
-        "|---|---|--:|--:|--:|---|--:|--:|--:|---|",
+        "|---|---|---|--:|--:|---|--:|--:|---|",
     ]
+    places = _places(rows)
     lines = []
-    for (net, epochs, share), rows in places.items():
-        ours = _ours(rows)
-        if ours is None:
-            continue
+    for net, epochs in dict.fromkeys(place[:2] for place in places):
         every = [row for place, group in places.items() if place[:2] == (net, epochs) for row in group]
-        equal = [row for row in every if row.peer != OURS and _apart(row, ours)[1][1] >= 0]
-        accuracy, latency = _of(ours).accuracy, _of(ours).latency_ratio
-        start = f"| {net} | {_stage(epochs)} | {-100 * share:g} % | {accuracy:.2f} | {latency:.2f} "
-        if not equal:
-            faster = OURS if latency < 1 else "**the dense network**"
-            lines.append(start + f"| none as accurate | | | | {faster} |")
-            continue
-        fastest = min(equal, key=lambda row: _of(row).latency_ratio)
-        times = {
-            OURS: latency,
-            f"**{fastest.peer}**": _of(fastest).latency_ratio,
-            "**the dense network**": 1.0,
-        }
-        lines.append(
-            start + f"| {fastest.peer} | {100 * fastest.asked:g} % | {_of(fastest).accuracy:.2f} "
-            f"| {_of(fastest).latency_ratio:.2f} | {min(times, key=lambda name: times[name])} |"
-        )
+        ours = sorted((row for row in every if row.peer in ALL_OURS), key=lambda row: _of(row).latency_ratio)
+        start = f"| {net} | {_stage(epochs)} "
+        if ours:
+            equal = [row for row in ours if _of(row).interval[1] >= 0]
+            lines.append(start + f"| the dense network | {_of(ours[0]).dense_accuracy:.2f} | 1 " + _fastest(equal, 1.0))
+        for other in _front([row for row in every if row.peer not in ALL_OURS]) if ours else []:
+            equal = [row for row in ours if _apart(row, other)[1][1] >= 0]
+            found = _of(other)
+            line = f"| {_asked(other)} | {found.accuracy:.2f} | {found.latency_ratio:.2f} "
+            lines.append(start + line + _fastest(equal, found.latency_ratio))
     return "\n".join([*head, *lines])
+
+
+def _front(rows: Sequence[Row]) -> list[Row]:
+    """Networks than which none is both as accurate and as fast."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (-_of(row).accuracy, _of(row).latency_ratio)):
+        if all(_of(row).latency_ratio < _of(known).latency_ratio for known in front):
+            front.append(row)
+    return front
+
+
+def _fastest(equal: Sequence[Row], latency: float) -> str:
+    if not equal:
+        return "| none as accurate | | | **the other** |"
+    found = _of(equal[0])
+    verdict = OURS if found.latency_ratio < latency else "**the other**"
+    return f"| {_asked(equal[0])} | {found.accuracy:.2f} | {found.latency_ratio:.2f} | {verdict} |"
+
+
+def _asked(row: Row) -> str:
+    return f"{row.peer}, {100 * row.asked:g} %"
 
 
 def _table(place: Place, rows: Sequence[Row], control: Row | None) -> str:
@@ -147,7 +167,7 @@ def _table(place: Place, rows: Sequence[Row], control: Row | None) -> str:
         dense += f"; trained as long, {_of(control).accuracy:.2f} %"
     tuned = f", after {_stage(epochs)} of fine-tuning" if epochs else ""
     columns: dict[str, Callable[[Row], str]] = {
-        "package": lambda row: f"**{_of(row).package}**" if row.peer == OURS else _of(row).package,
+        "package": lambda row: f"**{_of(row).package}**" if row.peer in ALL_OURS else _of(row).package,
         "setting": lambda row: _of(row).setting + "; norms re-estimated" * _of(row).norms,
         "accuracy, %": lambda row: f"{_of(row).accuracy:.2f}",
         "less dense, points": lambda row: change(_of(row).accuracy - _of(row).dense_accuracy, _of(row).interval),
