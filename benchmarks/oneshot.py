@@ -47,7 +47,7 @@ MIXES: dict[str, Sequence[Method]] = {
 NORMS = "+norms"  # batch norms re-estimated after compression
 DATA_FITTED = "+data"  # statistics of training images choose ranks and fit factors
 RECOVERED = ("+data+refit", "+data+blocks")  # and then `tenfold.recover` by this way
-RULED = ("tucker", "cp3", "mix")  # that every rule is tried with, and norms
+RULED = ("tucker", "cp3", "mix")  # that every rule is tried with, where no method is asked for, and norms
 METHODS = (
     *(mix + norms for mix in MIXES for norms in ("", NORMS) if mix in RULED or not norms),
     *(mix + DATA_FITTED for mix in MIXES),
@@ -237,7 +237,7 @@ def jobs(asked: argparse.Namespace) -> list[Job]:
         for net in asked.net or (QUICK_NETS if asked.quick else NETS)
         for rule in asked.rule
         for params in _budgets(rule, asked)
-        for method in (asked.method if rule == BUDGET else [m for m in asked.method if m in RULED])
+        for method in asked.method or (METHODS if rule == BUDGET else RULED)
         for seed in (asked.seed if DATA_FITTED in method else [SEED])
         if not (rule in WITHOUT_BUDGET and method in WITHOUT_MATRICES)
     ]
@@ -253,7 +253,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot", description=str(__doc__).splitlines()[0])
     parser.add_argument("--net", nargs="+", choices=NETS)
-    parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--method", nargs="+", choices=METHODS)
     parser.add_argument("--rule", nargs="+", choices=RULES, default=[*RULES])
     parser.add_argument("--params", nargs="+", type=float, help="shares of the dense parameters")
     parser.add_argument("--seed", nargs="+", type=int, default=SEEDS, help="of methods that data is fitted to")
