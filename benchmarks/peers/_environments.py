@@ -8,6 +8,7 @@ from pathlib import Path
 TORCH = ("torch==2.13.0", "torchvision==0.28.0")  # a constraint: the second is installed where a peer asks for it
 # What this library's source and the benchmarks' data, networks and scoring need; no versions, peers come first.
 LIGHT = ("accelerate", "highspy", "numpy", "pillow", "pyarrow", "pydantic", "rich", "safetensors", "typer")
+OWN = ("torch-pruning",)  # what finds filters for this library
 PEERS = (
     "tenfold",
     "tenfold-fast",
@@ -44,7 +45,7 @@ def python_of(peer: str, folder: Path) -> Path:
     if failed.exists():
         raise Unavailable(failed.read_text())
     if not (home / "made").exists():
-        message = _install(home, python, adapter.INSTALL)
+        message = _install(home, python, adapter.INSTALL or OWN)
         if message:
             failed.write_text(message)
             raise Unavailable(message)
@@ -54,7 +55,7 @@ def python_of(peer: str, folder: Path) -> Path:
 
 def _install(home: Path, python: Path, packages: tuple[str, ...]) -> str | None:
     """Make the environment; what pip says if it fails."""
-    print(f"installing {' '.join(packages) or 'torch'} into {home}", flush=True)
+    print(f"installing {' '.join(packages)} into {home}", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
     constraints = home / "constraints.txt"
     constraints.write_text("\n".join(TORCH) + "\n")

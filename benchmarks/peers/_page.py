@@ -106,7 +106,9 @@ def accuracies(rows: Sequence[Row]) -> str:
             continue
         best = others[0]
         points, (low, high) = _apart(ours, best)
-        verdict = OURS if low > 0 else f"**{best.peer}**" if high < 0 else "**level**"
+        whole = all(one.interval[0] <= 0 <= one.interval[1] for one in (_of(ours), _of(best)))
+        level = "**level**, neither certainly apart from dense" if whole else "**level**"
+        verdict = OURS if low > 0 else f"**{best.peer}**" if high < 0 else level
         lines.append(
             f"| {net} | {_stage(epochs)} | {-100 * share:g} % | {best.peer} | {_of(best).accuracy:.2f} "
             f"| {_of(ours).accuracy:.2f} | {change(points, (low, high))} | {verdict} |"
