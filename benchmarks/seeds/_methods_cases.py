@@ -16,6 +16,7 @@ METHODS: Mapping[str, Sequence[Method]] = {
     "tucker": (Tucker(),),
     "cp": (CP(3),),
     "tt": (TensorTrain(),),
+    "tt-naive": (TensorTrain(form="naive"),),
     "mix": DEFAULT,
 }
 NAME = "seed-methods"
@@ -162,7 +163,7 @@ def _scope(fewer: Sequence[int] = (2, 4, 8)) -> Iterator[Job]:
         yield Job("scope", method, scope, times)
 
 
-def _epochs(methods: Sequence[str] = ("svd", "tucker", "cp", "tt"), seeds: int = 3) -> Iterator[Job]:
+def _epochs(methods: Sequence[str] = ("svd", "tucker", "cp", "tt", "tt-naive"), seeds: int = 3) -> Iterator[Job]:
     starts: tuple[Start, ...] = ("trained", "random")
     for seed, start in product(range(seeds), starts):
         first = Job("epochs", methods[0], start=start, seed=seed)

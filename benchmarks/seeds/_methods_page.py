@@ -39,9 +39,10 @@ def page(rows: Sequence[Row]) -> str:
 
 A small network of the VGG kind, five 3x3 convolutions and three fully connected layers
 (`benchmarks/seeds/_small_net.py`), whose layers are decomposed by one method at a time: `svd` (output
-side), `tucker`, `cp` (three factors), `tt` (trains of reshaped layers), or `mix`, in which all methods of the library
-compete. Scope `conv` and `fc` leave the other kind of layer dense; the first and the last layer always stay dense. On
-fully connected layers `tucker` and `cp` come to a matrix of low rank, as `svd` does.
+side), `tucker`, `cp` (three factors), `tt` and `tt-naive` (trains of reshaped layers, and over input, rows, columns and
+output), or `mix`, in which all methods of the library compete. Scope `conv` and `fc` leave the other kind of layer
+dense; the first and the last layer always stay dense. On fully connected layers `tucker`, `cp` and `tt-naive` come to a
+matrix of low rank, as `svd` does.
 
 Ranks are chosen by a budget of parameters, and where layers are said to have 4x fewer parameters, that was the budget:
 a method may take less. A budget admits no option that costs a layer more multiply-adds than it had, and those of trains

@@ -14,8 +14,11 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks.seeds._methods_cases import BATCH, DENSE, METHODS, Part, Row
 
 # The colours of Okabe and Ito, which the colour-blind can tell apart; markers for where there is no colour.
-_COLOURS = {DENSE: "#000000", "svd": "#E69F00", "tucker": "#0072B2", "cp": "#009E73", "tt": "#CC79A7", "mix": "#D55E00"}
-_MARKERS = {DENSE: "s", "svd": "o", "tucker": "^", "cp": "v", "tt": "D", "mix": "P"}
+_COLOURS = {
+    **{DENSE: "#000000", "svd": "#E69F00", "tucker": "#0072B2", "cp": "#009E73"},
+    **{"tt": "#CC79A7", "tt-naive": "#56B4E9", "mix": "#D55E00"},
+}
+_MARKERS = {DENSE: "s", "svd": "o", "tucker": "^", "cp": "v", "tt": "D", "tt-naive": "X", "mix": "P"}
 _STYLE = {
     "svg.hashsalt": "tenfold",  # the same rows give the same file
     "font.size": 9,
