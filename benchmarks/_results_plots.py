@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.peers._page import OURS
+from benchmarks.peers._page import ALL_OURS, OURS_FAST
 from benchmarks.peers._row import Found, Row
 
 _SHOWN = 30  # points below the dense network; the rest is in the tables
@@ -22,12 +22,13 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
     panels = {name: list(group) for name, group in groupby(made, _panel)}
     for name, label, axis, line in (
         ("results-peers", "parameters, small / dense", lambda found: found.params_ratio, "-"),
-        ("results-latency", "latency, small / dense", lambda found: found.latency_ratio, ""),
+        ("results-latency", "latency, small / dense", lambda found: found.latency_ratio, "none"),
     ):
         with rc_context(_STYLE):
             figure = Figure(figsize=(4.2 * len(panels), 4.4), layout="constrained")
             axes = figure.subplots(1, len(panels), squeeze=False)[0]
-            colours = {peer: f"C{n % 10}" for n, peer in enumerate(sorted({row.peer for row in made}))}
+            others = sorted({row.peer for row in made} - {*ALL_OURS})
+            colours = {peer: f"C{n % 10}" for n, peer in enumerate(others)} | dict.fromkeys(ALL_OURS, "black")
             for (net, epochs), place in zip(panels, axes, strict=True):
                 _fill(place, panels[net, epochs], axis, line, colours)
                 tuned = f", {epochs} epochs of tuning" if epochs else ", not trained"
@@ -48,13 +49,14 @@ def _fill(place: Axes, rows: Sequence[Row], axis: Axis, line: str, colours: dict
     place.axhline(dense, color="grey", linewidth=0.8)
     for peer, group in groupby(sorted(rows, key=lambda row: (row.peer, row.asked)), lambda row: row.peer):
         found = [row.found for row in group if row.found]
-        ours = peer.startswith(OURS)
+        ours = peer in ALL_OURS
         place.plot(
             [axis(one) for one in found],
             [one.accuracy for one in found],
-            line,
-            marker="o" if ours else ".",
-            color="black" if peer == OURS else colours[peer],
+            linestyle=line,
+            marker="s" if peer == OURS_FAST else "o" if ours else ".",
+            markerfacecolor="white" if peer == OURS_FAST else None,
+            color=colours[peer],
             linewidth=2 if ours else 1,
             label=peer,
         )
