@@ -1,6 +1,5 @@
 """What was published and is to be beaten, and in what order methods came: what the rows say of each."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -180,7 +179,7 @@ def _kinds_of_layers(rows: Evidence) -> Order:
         means[0] > means[1] and times[0] < times[1],
         "At equal shares of their own parameters it is the fully connected layers that lose less and the convolutions "
         "that gain time: most parameters are in the former, most multiply-adds in the latter",
-        tuple(row.command for row in own[:1]),
+        ("python -m benchmarks.seeds.methods --part scope --fewer 4",),
     )
 
 
@@ -195,7 +194,7 @@ def _steadier(rows: Evidence) -> Order:
         f"{min(apart):+.2f} to {max(apart):+.2f}, below zero in {share:.0%}",
         fmean(apart) < 0,
         "Three seeds, from trained and from fresh weights, at a constant learning rate",
-        tuple(row.command for row in found[:1]),
+        ("python -m benchmarks.seeds.methods --part epochs",),
     )
 
 
@@ -245,5 +244,5 @@ def _beside(published: str, where: str, ways: Sequence[Row], reason: str) -> Ord
     low, high = paired_interval(*rights)
     apart = change(percent(rights[0]) - percent(rights[1]), (low, high))
     texts = " and ".join(f"{row.method} {row.accuracy:.2f} %" for row in ways)
-    commands = tuple(shlex.join(shlex.split(row.command)) for row in (ahead, behind))
+    commands = (ahead.command, behind.command)
     return Order(published, f"{where}: {texts}, apart by {apart}", low > 0, reason, commands)
