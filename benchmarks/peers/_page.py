@@ -12,6 +12,7 @@ from benchmarks.peers._row import Found, Row
 
 OURS, OURS_FAST = "tenfold", "tenfold-fast"
 ALL_OURS = (OURS, OURS_FAST)
+USEFUL = 0.5  # of the dense accuracy, which a network keeps to be compared in time
 Place = tuple[str, int, float]  # network, epochs, share
 
 
@@ -48,7 +49,8 @@ Where {OURS} is not ahead, or not certainly, the verdict is in bold.
 {accuracies(rows)}
 
 At equal accuracy: the dense network, and each network of another package at any budget that no other of them beats in
-both accuracy and latency; beside it the fastest network of this library that is not certainly less accurate.
+both accuracy and latency, if it keeps {USEFUL:.0%} of the dense network's accuracy; beside it the fastest network of this
+library that is not certainly less accurate.
 
 {latencies(rows)}
 
@@ -155,9 +157,10 @@ def _beside_dense(ours: Sequence[Row], control: Row | None) -> str:
 
 
 def _front(rows: Sequence[Row]) -> list[Row]:
-    """Networks than which none is both as accurate and as fast."""
+    """Networks than which none is both as accurate and as fast, of those that are of some use."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (-_of(row).accuracy, _of(row).latency_ratio)):
+    useful = [row for row in rows if _of(row).accuracy >= USEFUL * _of(row).dense_accuracy]
+    for row in sorted(useful, key=lambda row: (-_of(row).accuracy, _of(row).latency_ratio)):
         if all(_of(row).latency_ratio < _of(known).latency_ratio for known in front):
             front.append(row)
     return front
