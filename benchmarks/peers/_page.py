@@ -49,8 +49,8 @@ Where {OURS} is not ahead, or not certainly, the verdict is in bold.
 {accuracies(rows)}
 
 At equal accuracy: the dense network, and each network of another package at any budget that no other of them beats in
-both accuracy and latency, if it keeps {USEFUL:.0%} of the dense network's accuracy; beside it the fastest network of this
-library that is not certainly less accurate.
+both accuracy and latency, if it keeps {USEFUL:.0%} of the dense network's accuracy; beside it the fastest network of
+this library that is not certainly less accurate.
 
 {latencies(rows)}
 
