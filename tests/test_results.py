@@ -109,7 +109,7 @@ def test_an_order_is_seen_where_the_first_is_certainly_ahead(ahead, behind, seen
         ("oneshot", "--net resnet20 --method spatial+data --rule budget --params 0.5 --threads 1 --seed 0"),
         ("oneshot", "--net resnet20 --method cp3 --rule budget --params 0.35 --threads 1"),
         ("oneshot", "--net resnet56 --method tucker+data --rule budget --params 0.35 --threads 1 --seed 0"),
-        ("seed-joint-oneshot", "--oneshot --net resnet20 --method separate --params 0.5 --seed 0"),
+        ("seed-joint-oneshot", "--oneshot --net resnet56 --method separate --params 0.35 --seed 0"),
     ],
 )
 def test_a_row_is_made_again_by_its_command(tmp_path, file, command):
