@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from benchmarks._score import packed
 from torch import tensor
 
 HERE = Path(__file__).parent.parent
+FIGURE = re.compile(r"(?<![\d.])\d+\.\d\d(?![\d.])")
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
 def row(**given):
@@ -43,6 +46,20 @@ def test_every_page_and_picture_comes_from_the_rows_byte_for_byte(written):
     assert {"results.md", "results-peers.svg", "peers.md", "decompositions.svg"} <= {path.name for path in written}
     stale = [path.name for path in written if path.read_bytes() != (HERE / "docs" / path.name).read_bytes()]
     assert not stale, "python -m benchmarks.pages writes them anew"
+
+
+def test_figures_in_pages_written_by_hand_are_those_of_rows(written):
+    """A figure of two decimals stands in a page that rows make, too; whoever makes rows anew finds what to change."""
+    made = {figure for path in written if path.suffix == ".md" for figure in FIGURE.findall(path.read_text())}
+    by_hand = [HERE / "README.md", *sorted((HERE / "docs").rglob("*.md"))]
+    names = {HERE / "docs" / path.name for path in written}
+    lost = {
+        str(path.relative_to(HERE)): missing
+        for path in by_hand
+        if path not in names
+        if (missing := set(FIGURE.findall(FENCE.sub("", path.read_text()))) - made)
+    }
+    assert not lost
 
 
 def test_every_file_of_rows_has_a_page(written):
