@@ -153,15 +153,19 @@ def _short(row: Row) -> bool:
 
 
 def _trains(rows: Evidence) -> Order:
-    found = {(row.method, row.rule): row for row in rows.oneshot if (row.net, row.asked) == ("resnet20", 0.5)}
-    pairs = [[found.get((form, rule)) for form in ("tt+data", "tt-naive+data")] for rule in (None, "ranks")]
-    free = " and ".join(f"{row.accuracy:.2f} %" for row in pairs[1] if row is not None)
-    return _beside(
+    conv = {(row.method, row.fewer): row for row in rows.methods if (row.part, row.scope) == ("scope", "conv")}
+    sizes = [fewer for (method, fewer), row in conv.items() if method == "tt-naive" and row.accuracy is not None]
+    pairs = [[conv[form, fewer].accuracy or 0.0 for form in ("tt", "tt-naive")] for fewer in sizes]
+    texts = [f"{fewer}x {pair[0]:.2f} and {pair[1]:.2f} %" for fewer, pair in zip(sizes, pairs, strict=True)]
+    at_once = {(row.method, row.rule): row for row in rows.oneshot if (row.net, row.asked) == ("resnet20", 0.5)}
+    untrained = [f"{at_once[f'{form}+data', None].accuracy:.2f} %" for form in ("tt", "tt-naive")]
+    return Order(
         "Tensor trains: over factors of the channels 89.9 %, naive 88.3 %, at 2.02x (Garipov et al. 2016)",
-        "ResNet-20 at half of its parameters, fitted, not trained",
-        [row for row in pairs[0] if row is not None],
-        "Published is training from fresh weights. Trained weights are nearer to the naive form, and not for want of "
-        f"multiply-adds, which a budget bounds: with the same share of all ranks and no bound, {free or NOT_RUN}",
+        f"Convolutions of a small network, fine-tuned: {', '.join(texts)}. Not trained it is the other way round: "
+        f"ResNet-20 at half of its parameters {' and '.join(untrained)}",
+        all(reshaped > naive for reshaped, naive in pairs) if pairs else None,
+        "",
+        ("python -m benchmarks.seeds.methods --part scope --scope conv --method tt tt-naive",),
     )
 
 
