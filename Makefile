@@ -27,7 +27,7 @@ check: .venv/dev
 
 .venv/dev: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install $(INSTALL) --editable .[dev]
+	.venv/bin/python -m pip install $(INSTALL) --editable .[dev,bench]
 	touch $@
 
 docs: .venv/dev
