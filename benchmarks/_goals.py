@@ -38,10 +38,8 @@ class Goal:
         """The same in words; bold where it does not."""
         if row is None:
             return f"**{NOT_RUN}**"
-        if not self.reached(row):
-            return "**no**" + ", in a fifth of the epochs" * _short(row)
-        sure = row.interval[0] >= self.least
-        return "yes" + "" * sure + ", not certainly" * (not sure) + ", in a fifth of the epochs" * _short(row)
+        kept = "yes" if row.interval[0] >= self.least else "yes, not certainly"
+        return (kept if self.reached(row) else "**no**") + ", in a fifth of the epochs" * _short(row)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from benchmarks._decompositions_rows import TENSORLY
 from benchmarks._evidence import Evidence
 from benchmarks._fits import FORMS
 from benchmarks._folder import VARIABLE
-from benchmarks._goals import Goal, Order, goals, orders
+from benchmarks._goals import NOT_RUN, Goal, Order, goals, orders
 from benchmarks._results_plots import draw
+from benchmarks.architectures import Row as ArchitectureRow
 from benchmarks.latency import Row as LatencyRow
 from benchmarks.peers._page import accuracies, latencies
 
 _PEERS = "python -m benchmarks.peers"
+Judged = tuple[Goal, _rows.Row | None]  # and the row that counts
 
 
 def write_page(docs: Path) -> None:
@@ -28,7 +30,7 @@ def write_page(docs: Path) -> None:
 
 def page(rows: Evidence) -> str:
     """The page of documentation."""
-    asked, compared = goals(), orders(rows)
+    asked, compared = [(goal, goal.best(rows)) for goal in goals()], orders(rows)
     return f"""# Results
 
 What the benchmarks come to. Every figure and picture on this page is computed from the rows in `benchmarks/results`,
@@ -41,9 +43,9 @@ command with `{VARIABLE}` set. Changes are in points of accuracy from the dense 
 
 Reached is what loses no more than `to reach` says, in the row of the first seed.
 
-{_goals(asked, rows)}
+{_goals(asked)}
 
-{_commands([best.command if (best := goal.best(rows)) else goal.command for goal in asked])}
+{_commands([(row or goal).command for goal, row in asked])}
 
 ## The published order of methods
 
@@ -91,17 +93,16 @@ By `python -m benchmarks.architectures`, stage by stage in [Many architectures](
 
 ## What was not reached
 
-{_missed(asked, compared, rows)}
+{_missed(asked, compared)}
 """
 
 
-def _goals(asked: Sequence[Goal], rows: Evidence) -> str:
+def _goals(asked: Sequence[Judged]) -> str:
     lines = [
         "| | | published | to reach | here | times fewer | time | on | reached |",
         "|--:|---|---|--:|--:|--:|--:|---|---|",
     ]
-    for number, goal in enumerate(asked, 1):
-        row = goal.best(rows)
+    for number, (goal, row) in enumerate(asked, 1):
         here = " | | | "
         if row is not None:
             apart = _rows.change(row.accuracy - row.dense_accuracy, row.interval)
@@ -111,7 +112,7 @@ def _goals(asked: Sequence[Goal], rows: Evidence) -> str:
 
 
 def _orders(compared: Sequence[Order]) -> str:
-    words = {True: "yes", False: "**no**", None: "**not run**"}
+    words = {True: "yes", False: "**no**", None: f"**{NOT_RUN}**"}
     return "\n".join(
         f"| {number} | {order.published} | {order.here} | {words[order.seen]} |"
         for number, order in enumerate(compared, 1)
@@ -140,10 +141,10 @@ def _times(rows: Sequence[LatencyRow]) -> str:
         own = list(group)
         times = [row.time_ratio for row in own]
         costs = [[getattr(row, name) for row in own] for name in ("macs_ratio", "params_ratio")]
-        spread = " | ".join(f"{median(values):.2f}" for values in costs)
+        medians = " | ".join(f"{median(values):.2f}" for values in costs)
         lines.append(
             f"| {target} | {-share:g} | {len(own)} | {median(times):.2f} ({min(times):.2f} to {max(times):.2f}) "
-            f"| {spread} |"
+            f"| {medians} |"
         )
     return "\n".join(lines)
 
@@ -186,8 +187,8 @@ def _scale(rows: Evidence) -> str:
 def _architectures(rows: Evidence) -> str:
     lines = ["| library | networks | all stages well |", "|---|--:|--:|"]
 
-    def kind(row: object) -> tuple[bool, str]:
-        return row.small, row.library  # type: ignore[attr-defined]
+    def kind(row: ArchitectureRow) -> tuple[bool, str]:
+        return row.small, row.library
 
     for (small, library), group in groupby(sorted(rows.architectures, key=kind), kind):
         own = list(group)
@@ -196,13 +197,12 @@ def _architectures(rows: Evidence) -> str:
     return "\n".join(lines)
 
 
-def _missed(asked: Sequence[Goal], compared: Sequence[Order], rows: Evidence) -> str:
+def _missed(asked: Sequence[Judged], compared: Sequence[Order]) -> str:
     lines = []
-    for goal in asked:
-        row = goal.best(rows)
+    for goal, row in asked:
         if not goal.reached(row):
             apart = "" if row is None else f" ({_rows.change(row.accuracy - row.dense_accuracy, row.interval)})"
-            state = "not run" if row is None else "not reached" + apart
+            state = NOT_RUN if row is None else "not reached" + apart
             lines.append(f"- {goal.what}, {goal.least:+g}: {state}.")
     lines += [f"- Not seen: {order.published}." for order in compared if order.seen is False]
     lines += [f"- Not run: {order.published}." for order in compared if order.seen is None]

@@ -20,6 +20,8 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
     """Accuracy against parameters, and against latency: a panel for each network before and after fine-tuning."""
     made = sorted((row for row in rows if row.found and row.asked < 1), key=_panel)
     panels = {name: list(group) for name, group in groupby(made, _panel)}
+    others = sorted({row.peer for row in made} - {*ALL_OURS})
+    colours = {peer: f"C{n % 10}" for n, peer in enumerate(others)} | dict.fromkeys(ALL_OURS, "black")
     for name, label, axis, line in (
         ("results-peers", "parameters, small / dense", lambda found: found.params_ratio, "-"),
         ("results-latency", "latency, small / dense", lambda found: found.latency_ratio, "none"),
@@ -27,8 +29,6 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
         with rc_context(_STYLE):
             figure = Figure(figsize=(4.2 * len(panels), 4.4), layout="constrained")
             axes = figure.subplots(1, len(panels), squeeze=False)[0]
-            others = sorted({row.peer for row in made} - {*ALL_OURS})
-            colours = {peer: f"C{n % 10}" for n, peer in enumerate(others)} | dict.fromkeys(ALL_OURS, "black")
             for (net, epochs), place in zip(panels, axes, strict=True):
                 _fill(place, panels[net, epochs], axis, line, colours)
                 tuned = f", {epochs} epochs of tuning" if epochs else ", not trained"

@@ -148,12 +148,13 @@ def _is_control(row: Row, net: str, epochs: int) -> bool:
 def _beside_dense(ours: Sequence[Row], control: Row | None) -> str:
     """The dense network as it is, or, beside what is fine-tuned, trained as long."""
     if control is None:
+        name, accuracy, latency = "the dense network", _of(ours[0]).dense_accuracy, 1.0
         equal = [row for row in ours if _of(row).interval[1] >= 0]
-        return f"| the dense network | {_of(ours[0]).dense_accuracy:.2f} | 1.00 {_fastest(equal, 1.0)}"
-    equal = [row for row in ours if _apart(row, control)[1][1] >= 0]
-    found = _of(control)
-    start = f"| the dense network, trained as long | {found.accuracy:.2f} | {found.latency_ratio:.2f} "
-    return start + _fastest(equal, found.latency_ratio)
+    else:
+        name, accuracy = "the dense network, trained as long", _of(control).accuracy
+        latency = _of(control).latency_ratio
+        equal = [row for row in ours if _apart(row, control)[1][1] >= 0]
+    return f"| {name} | {accuracy:.2f} | {latency:.2f} {_fastest(equal, latency)}"
 
 
 def _front(rows: Sequence[Row]) -> list[Row]:
