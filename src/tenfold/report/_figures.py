@@ -169,17 +169,7 @@ def tradeoff_figure(points: Sequence[Point], own: Point | None) -> Figure:
     if own is not None and own.error > 0:
         data.append(_marked(own.params, own.error))
         notes.append(_pointer(own.params, log10(own.error), f"this plan, {own.params:.1%}", up=True))
-    return {
-        "data": data,
-        "layout": {
-            "height": 360,
-            "margin": {"r": 24, "t": 16},
-            "showlegend": False,
-            "annotations": notes,
-            "xaxis": {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "parameters, small / dense"}},
-            "yaxis": _log("predicted error, summed", [point.error for point in points], "~g"),
-        },
-    }
+    return _over_params(data, notes, _log("predicted error, summed", [point.error for point in points], "~g"), top=16)
 
 
 def trials_figure(trials: Sequence[Trial], dense: tuple[int, float], chosen: int | None) -> Figure:
@@ -196,15 +186,20 @@ def trials_figure(trials: Sequence[Trial], dense: tuple[int, float], chosen: int
     if chosen is not None:
         data.append(_marked(x[chosen], y[chosen]))
         notes.append(_pointer(x[chosen], y[chosen], f"chosen, {x[chosen]:.1%}", up=False))
+    return _over_params(data, notes, {"title": {"text": "metric"}}, top=24)
+
+
+def _over_params(data: list[Figure], notes: list[Figure], yaxis: Figure, *, top: int) -> Figure:
+    """Networks over the share of their parameters."""
     return {
         "data": data,
         "layout": {
             "height": 360,
-            "margin": {"r": 24, "t": 24},
+            "margin": {"r": 24, "t": top},
             "showlegend": False,
             "annotations": notes,
             "xaxis": {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "parameters, small / dense"}},
-            "yaxis": {"title": {"text": "metric"}},
+            "yaxis": yaxis,
         },
     }
 
