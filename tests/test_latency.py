@@ -178,6 +178,30 @@ def test_what_the_parts_got_wrong_is_corrected(monkeypatch):
     assert result.report.timed.predicted < 0.55
 
 
+@pytest.mark.parametrize("limit", [{"latency": 0.6}, {"params": 0.9}])
+def test_luck_is_not_believed(monkeypatch, limit):
+    """The first time that it is timed, every small network is by chance much faster than it is."""
+    machine, seen = Machine(monkeypatch), set()
+
+    def compared(clock, small):
+        luck = 1.0
+        if any(isinstance(m, tenfold.Factored) for m in small.modules()):
+            size = tuple(p.shape for p in small.parameters())
+            luck = 1.0 if size in seen else 0.7
+            seen.add(size)
+        return machine.network(clock.options.model), luck * machine.strain * machine.network(small)
+
+    monkeypatch.setattr(_timed.Clock, "compared", compared)
+    found = tenfold.options(NET, example=X, methods=METHODS, guard=True)
+    if "params" in limit:  # every part is faster, the whole is not: only luck would say so
+        machine.strain = 1.4
+        with pytest.raises(TenfoldError, match=r"of the dense time where 1\.000 is asked"):
+            found.plan(Budget(**limit))
+    else:
+        share = machine.network(tenfold.apply(NET, found.plan(Budget(**limit)))) / machine.network(NET)
+        assert 0.85 * 0.6 <= share <= 0.6
+
+
 def test_the_guard_leaves_out_what_is_slower(monkeypatch):
     """Where layers cost by their number, no chain of factors is faster than one layer."""
     machine = Machine(monkeypatch, each=1.0)

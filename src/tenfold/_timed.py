@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,6 +30,8 @@ from tenfold._pruning import Pruning
 from tenfold._run import device_of
 from tenfold._times import Conditions, Piece, Profile, Times, draw
 from tenfold.methods import find
+
+log = logging.getLogger("tenfold")
 
 MACS = LIMITED.index("macs")
 FASTER = 0.97  # of the time: what counts as faster
@@ -206,6 +209,12 @@ class Clock:
         """These steps, in the memory format that is chosen."""
         return self.options.ordered(steps).model_copy(update={"channels_last": self.channels_last})
 
+    def share(self, plan: Plan, *, again: bool = False) -> float:
+        """The time of the network of this plan over that of the dense one; `again` from a second measurement."""
+        dense_ms, small_ms = self._measured(plan, again=again)
+        log.info("timed: %.3f of the dense time, %.3f by its parts", small_ms / dense_ms, self.predicted(plan))
+        return small_ms / dense_ms
+
     def network(self, plan: Plan, small: nn.Module | None = None) -> Timed:
         """The network of this plan beside the dense one; with drawn factors, unless it is there already."""
         conditions, predicted = self.times.conditions, self.predicted(plan)
@@ -214,13 +223,13 @@ class Clock:
         dense_ms, small_ms = self._measured(plan) if small is None else self.compared(small)
         return Timed(conditions=conditions, dense_ms=dense_ms, small_ms=small_ms, predicted=predicted)
 
-    def _measured(self, plan: Plan) -> tuple[float, float]:
+    def _measured(self, plan: Plan, *, again: bool = False) -> tuple[float, float]:
         """Milliseconds of the dense network and of that of the plan, whose values are drawn; once, and kept."""
         assert isinstance(self.times, Times), "this machine measures"
         seen = [(name, repr(layer.calls)) for name, layer in self.options.graph.layers.items()]
         device, inputs = str(device_of(self.options.model)), example_inputs(self.options.example).describe()
         made = plan.model_copy(update={"fingerprint": self.options.fingerprint}).dumps()
-        key = hashlib.sha256(repr((made, seen, inputs, device)).encode()).hexdigest()[:24]
+        key = hashlib.sha256(repr((made, seen, inputs, device)).encode()).hexdigest()[:24] + "-again" * again
         return self.times.network(key, lambda: self.compared(self.drawn(plan)))
 
     def compared(self, small: nn.Module) -> tuple[float, float]:
