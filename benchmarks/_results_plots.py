@@ -41,7 +41,7 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
 
 
 def _panel(row: Row) -> tuple[str, int]:
-    return row.net, row.epochs
+    return row.network, row.epochs
 
 
 def _fill(place: Axes, rows: Sequence[Row], axis: Axis, line: str, colours: dict[str, str]) -> None:

@@ -81,7 +81,7 @@ def test_a_peer_that_fails_is_a_row(peer, message, tmp_path, monkeypatch):
         said = "Traceback (most recent call last):\\n  File x\\nOSError: No such file\\nmore"
         (home / "bin" / "python").write_text(f'#!/bin/sh\nprintf "{said}"\nexit 1\n')
         (home / "bin" / "python").chmod(0o755)
-    job = Job("resnet20", peer, 0.5, 0, 0, quick=True)
+    job = Job("resnet20", "cifar10-jpeg", peer, 0.5, 0, 0, quick=True)
     path = tmp_path / "peers.json"
     _rows.make_missing(path, Row, [(job.command, lambda: peers.run(job, tmp_path, 1))])
     (row,) = _rows.read(path, Row)
@@ -117,6 +117,7 @@ def test_commands_are_unique_and_make_their_row_alone(monkeypatch):
         return list(peers.jobs(peers.arguments()))
 
     everything = [*asked(), *asked("--tuned"), *asked("--tuned", "--epochs", "30"), *asked("--quick")]
+    everything += asked("--net", "resnet18", "--data", "cifar10-jpeg")
     assert len({job.command for job in everything}) == len({job.stem for job in everything}) == len(everything)
     for job in everything:
         assert asked(*job.options) == [job]
@@ -129,7 +130,7 @@ def row(peer, accuracy, latency, seed, share=0.5, epochs=0):
         **{"interval": (accuracy - 91, accuracy - 89), "right": packed(right), "images": 1000, "params_ratio": 0.5},
         **{"macs_ratio": 0.6, "latency_ratio": latency, "seconds": 1.0, "train_seconds": None},
     )
-    job = Job("resnet20", peer, share, 0, epochs, quick=False)
+    job = Job("resnet20", "cifar10-jpeg", peer, share, 0, epochs, quick=False)
     return Row(
         **{"net": job.net, "data": "cifar10-jpeg", "split": "test", "peer": peer, "asked": share, "epochs": epochs},
         **{"quick": False, "seed": 0, "found": found, "message": None, "device": "a CPU", "version": "0"},

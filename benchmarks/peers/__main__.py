@@ -21,7 +21,7 @@ from benchmarks._folder import data_folder
 from benchmarks.peers._environments import DENSE, PEERS, Unavailable, python_of
 from benchmarks.peers._make import dense_net
 from benchmarks.peers._page import page
-from benchmarks.peers._row import DATA, SPLITS, Found, Job, Row
+from benchmarks.peers._row import SPLITS, USUAL, Found, Job, Row
 
 ROWS, QUICK_ROWS = _rows.RESULTS / "peers.json", _rows.RESULTS / "peers-quick.json"
 NETS, QUICK_NETS = ("resnet20", "resnet56"), ("resnet20",)  # without --net; resnet18 has to be trained first
@@ -37,9 +37,8 @@ def run(job: Job, runs: Path, threads: int) -> Row:
         found = made(job, runs, threads)
     except (Unavailable, Failed) as error:
         message = str(error)
-    data = DATA[job.net]
     return Row(
-        **{"net": job.net, "data": data, "split": SPLITS[data], "peer": job.peer, "asked": job.params},
+        **{"net": job.net, "data": job.data, "split": SPLITS[job.data], "peer": job.peer, "asked": job.params},
         **{"epochs": job.epochs, "quick": job.quick, "seed": job.seed, "found": found, "message": message},
         device=f"{platform.machine()} CPU, {threads} threads",
         version=tenfold.__version__,
@@ -91,18 +90,20 @@ def jobs(asked: argparse.Namespace) -> Iterator[Job]:
     nets = asked.net or (QUICK_NETS if asked.quick else TUNED_NETS if asked.tuned else NETS)
     epochs = asked.epochs if asked.tuned else 0
     for net in nets:
+        data = asked.data or USUAL[net]
         for seed in asked.seed:
             peers = asked.peer or PEERS
             if epochs and (not asked.peer or DENSE in asked.peer):
-                yield Job(net, DENSE, 1.0, seed, epochs, asked.quick)
+                yield Job(net, data, DENSE, 1.0, seed, epochs, asked.quick)
             for share in asked.params or (TUNED_BUDGETS if asked.tuned else BUDGETS):
-                yield from (Job(net, peer, share, seed, epochs, asked.quick) for peer in peers if peer != DENSE)
+                yield from (Job(net, data, peer, share, seed, epochs, asked.quick) for peer in peers if peer != DENSE)
 
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--net", nargs="+", choices=DATA)
+    parser.add_argument("--net", nargs="+", choices=USUAL)
+    parser.add_argument("--data", choices=SPLITS)
     parser.add_argument("--peer", nargs="+", choices=(*PEERS, DENSE))
     parser.add_argument("--params", nargs="+", type=float, help="shares of the dense parameters")
     parser.add_argument("--tuned", action="store_true", help="after fine-tuning")
@@ -125,8 +126,8 @@ def main() -> None:
     data_folder()  # refuse before work starts
     path = QUICK_ROWS if asked.quick else ROWS
     runs, todo = asked.runs.resolve(), list(jobs(asked))
-    for net in {job.net for job in todo}:
-        dense_net(net, runs)  # refuse here too
+    for net, data in {(job.net, job.data) for job in todo}:
+        dense_net(net, data, runs)  # refuse here too
     _rows.make_missing(path, Row, [(job.command, partial(run, job, runs, asked.threads)) for job in todo])
     if not asked.quick:
         write_page(_rows.DOCS)

@@ -18,7 +18,7 @@ from benchmarks._nets import trained
 from benchmarks._score import correct, in_bulk, packed, paired_interval, percent, unpacked
 from benchmarks._train import announced, fit, kept
 from benchmarks.peers._adapter import best
-from benchmarks.peers._row import DATA, SPLITS, Found, Job
+from benchmarks.peers._row import SPLITS, USUAL, Found, Job
 from benchmarks.seeds import _joint_cases as joint
 from tenfold._latency import interleaved_ms
 from tenfold.train import Recipe
@@ -33,6 +33,7 @@ def main() -> None:
     """Make the network that the command line names, and write what it comes to."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--net")
+    parser.add_argument("--data")
     parser.add_argument("--peer")
     parser.add_argument("--params", type=float)
     parser.add_argument("--seed", type=int)
@@ -45,15 +46,16 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     announced()
-    job = Job(asked.net, asked.peer, asked.params, asked.seed, asked.epochs, asked.quick)
+    job = Job(
+        asked.net, asked.data or USUAL[asked.net], asked.peer, asked.params, asked.seed, asked.epochs, asked.quick
+    )
     _rows.replace_text(asked.out, found(job, asked.runs).model_dump_json())
 
 
 def found(job: Job, runs: Path) -> Found:
     """Compress, fine-tune if asked, judge on the held-out split."""
-    data = DATA[job.net]
-    dense = dense_net(job.net, runs)
-    batches = [*drawn_images(data, "train", IMAGES, job.seed).batches(BATCH)]
+    dense = dense_net(job.net, job.data, runs)
+    batches = [*drawn_images(job.data, "train", IMAGES, job.seed).batches(BATCH)]
     adapter = import_module(f"benchmarks.peers.{job.peer.replace('-', '_')}")
     made = best(adapter.settings(copy.deepcopy(dense), batches), dense, job.params, batches)
     model, setting, train_seconds = made.model.requires_grad_(True), made.setting, None
@@ -62,10 +64,12 @@ def found(job: Job, runs: Path) -> Found:
         model, rate = tuned(model, dense, job, runs)
         setting += f"; learning rate {rate:g}"
         train_seconds = round(time.perf_counter() - start, 1)
-    images = first_images(data, SPLITS[data], QUICK_IMAGES if job.quick else None)
+    images = first_images(job.data, SPLITS[job.data], QUICK_IMAGES if job.quick else None)
     package = adapter.INSTALL[0].partition("==")[0] if adapter.INSTALL else "tenfold"
     number = version(package) if adapter.INSTALL else tenfold.__version__
-    known = runs / f"peers-{job.net}-right{'-quick' * job.quick}.txt"  # of the dense network, which all rows share
+    known = (
+        runs / f"peers-{job.net}-{job.data}-right{'-quick' * job.quick}.txt"
+    )  # of the dense network, which all rows share
     if not known.exists():
         _rows.replace_text(known, packed(correct(in_bulk(dense), images)))
     right_dense = unpacked(known.read_text(), len(images))
@@ -84,7 +88,7 @@ def tuned(small: nn.Module, dense: nn.Module, job: Job, runs: Path) -> tuple[nn.
     factors differ in norm, as with TensorLy's CP, the larger one loses what there was.
     """
     count = QUICK_IMAGES if job.quick else TRAINING_IMAGES
-    images = drawn_images(DATA[job.net], "train", count, seed=0)
+    images = drawn_images(job.data, "train", count, seed=0)
     found: list[tuple[float, float, nn.Module]] = []
     for rate in RATES:
         recipe = Recipe(epochs=job.epochs, lr=rate, weight_decay=0, balance=False, seed=job.seed)
@@ -115,9 +119,8 @@ def judged(small: nn.Module, dense: nn.Module, images: Images, right_dense: Tens
     )
 
 
-def dense_net(net: str, runs: Path) -> nn.Module:
+def dense_net(net: str, data: str, runs: Path) -> nn.Module:
     """The trained network: from the data folder, or what `benchmarks.seeds.joint` has trained and kept."""
-    data = DATA[net]
     if data == "cifar10-jpeg":
         return trained(net, data)
     job = joint.Job(net, data, joint.DENSE)

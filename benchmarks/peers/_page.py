@@ -21,7 +21,7 @@ def page(rows: Sequence[Row]) -> str:
     rows = [row for row in rows if not row.quick]
     versions = ", ".join(sorted({row.version for row in rows}))
     places = _places(rows)
-    controls = {(row.net, row.epochs): row for row in rows if row.found and row.peer == DENSE}
+    controls = {(row.network, row.epochs): row for row in rows if row.found and row.peer == DENSE}
     tables = "\n".join(_table(place, group, controls.get(place[:2])) for place, group in places.items())
     return f"""# Beside other packages
 
@@ -73,7 +73,7 @@ def _places(rows: Sequence[Row]) -> dict[Place, list[Row]]:
 
 
 def _place(row: Row) -> Place:
-    return row.net, row.epochs, -row.asked  # the mildest budget first
+    return row.network, row.epochs, -row.asked  # the mildest budget first
 
 
 def _of(row: Row) -> Found:
@@ -142,7 +142,7 @@ def latencies(rows: Sequence[Row]) -> str:
 
 
 def _is_control(row: Row, net: str, epochs: int) -> bool:
-    return (row.net, row.epochs, row.peer) == (net, epochs, DENSE) and row.found is not None
+    return (row.network, row.epochs, row.peer) == (net, epochs, DENSE) and row.found is not None
 
 
 def _beside_dense(ours: Sequence[Row], control: Row | None) -> str:
@@ -214,9 +214,9 @@ def _table(place: Place, rows: Sequence[Row], control: Row | None) -> str:
 
 def _failures(rows: Sequence[Row]) -> str:
     found: dict[tuple[str, str], list[str]] = {}
-    for row in sorted(rows, key=lambda row: (row.peer, row.net, row.epochs, -row.asked)):
+    for row in sorted(rows, key=lambda row: (row.peer, row.network, row.epochs, -row.asked)):
         if row.message is not None:
-            where = f"{row.net} {100 * row.asked:g} %{' tuned' * bool(row.epochs)}"
+            where = f"{row.network} {100 * row.asked:g} %{' tuned' * bool(row.epochs)}"
             found.setdefault((row.peer, row.message.replace("|", "\\|")), []).append(where)
     if not found:
         return "None."

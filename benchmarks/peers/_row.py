@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 SPLITS = {"cifar10-jpeg": "test", "tiny-imagenet-50": "validation"}
-DATA = {"resnet20": "cifar10-jpeg", "resnet56": "cifar10-jpeg", "resnet18": "tiny-imagenet-50"}
+USUAL = {"resnet20": "cifar10-jpeg", "resnet56": "cifar10-jpeg", "resnet18": "tiny-imagenet-50"}  # without --data
 
 
 class Record(BaseModel):
@@ -50,9 +50,14 @@ class Row(Record):
     version: str  # of tenfold, whose data, networks, scoring and fine-tuning serve all peers
     command: str
 
+    @property
+    def network(self) -> str:
+        """What tells networks apart: the name, and the data where another was meant for the network."""
+        return self.net if self.data == USUAL[self.net] else f"{self.net} on {self.data}"
+
     def line(self) -> str:
         """The row in one line, for the terminal."""
-        start = f"{self.net} {self.peer} {100 * self.asked:g} %{' tuned' * bool(self.epochs)}: "
+        start = f"{self.network} {self.peer} {100 * self.asked:g} %{' tuned' * bool(self.epochs)}: "
         if self.found is None:
             return start + str(self.message)
         return start + (
@@ -67,6 +72,7 @@ class Job:
     """One row to make."""
 
     net: str
+    data: str
     peer: str
     params: float
     seed: int
@@ -76,7 +82,8 @@ class Job:
     @property
     def options(self) -> list[str]:
         """What makes this row and no other."""
-        named = f"--net {self.net} --peer {self.peer} --params {self.params:g} --seed {self.seed}"
+        data = "" if self.data == USUAL[self.net] else f" --data {self.data}"
+        named = f"--net {self.net}{data} --peer {self.peer} --params {self.params:g} --seed {self.seed}"
         tuned = f" --tuned --epochs {self.epochs}" if self.epochs else ""
         return shlex.split(named + tuned + " --quick" * self.quick)
 
@@ -88,5 +95,6 @@ class Job:
     @property
     def stem(self) -> str:
         """The name of this job's files."""
-        parts = (self.net, self.peer, f"{self.params:g}", self.seed, self.epochs)
+        data = () if self.data == USUAL[self.net] else (self.data,)
+        parts = (self.net, *data, self.peer, f"{self.params:g}", self.seed, self.epochs)
         return "-".join(["peers", *map(str, parts)]) + "-quick" * self.quick
