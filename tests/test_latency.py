@@ -1,6 +1,7 @@
 """Measured times: taken in turn, kept, planned for, and corrected by the whole network."""
 
 import copy
+import itertools
 import json
 import shutil
 import subprocess
@@ -176,6 +177,53 @@ def test_what_the_parts_got_wrong_is_corrected(monkeypatch):
     assert machine.network(result.model) >= 0.5 * machine.network(NET)
     assert result.report.timed.measured == pytest.approx(machine.network(result.model) / machine.network(NET))
     assert result.report.timed.predicted < 0.55
+
+
+def test_a_machine_that_changes_its_pace_takes_as_long_as_at_first(monkeypatch):
+    now, pace, run_ms = {"t": 0.0}, {"is": 1.0}, 3.0
+
+    def of(milliseconds):
+        return lambda: now.__setitem__("t", now["t"] + 1e-3 * milliseconds * pace["is"])
+
+    monkeypatch.setattr(_latency.time, "perf_counter", lambda: now["t"])
+    times = Times("eager", torch.device("cpu"))
+    monkeypatch.setattr(times, "_pacemaker", of(0.5))
+    for slower in (1.0, 1.4, 0.8):
+        pace["is"] = slower
+        assert times.paced([of(run_ms), of(7.0)], rounds=3) == pytest.approx([run_ms, 7.0])
+
+
+def test_what_was_chosen_counts_as_it_is_measured_then(monkeypatch):
+    machine = Machine(monkeypatch)
+    dense, small = piece(nn.Conv2d(4, 6, 3), 1, 4, 8, 8), piece(nn.Conv2d(4, 2, 3), 1, 4, 8, 8)
+    times = Times("eager", torch.device("cpu"))
+    honest = times.of(dense, [small])
+    times.known[small.key] /= 2  # luck
+    times.surely(dense, small)
+    assert times.of(dense, [small]) == honest
+    count = machine.measured
+    again = Times("eager", torch.device("cpu"))
+    again.surely(dense, small)
+    assert again.of(dense, [small]) == honest
+    assert machine.measured == count
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6])
+def test_a_limit_of_time_is_kept_by_a_machine_that_changes_its_pace(monkeypatch, share):
+    """What is timed side by side is slowed down alike; what is timed later is not."""
+    machine = Machine(monkeypatch)
+    paces, last_faster = itertools.cycle([1.0, 1.5, 0.7, 1.2]), 0.9
+
+    def compared(clock, small):
+        pace, faster = next(paces), last_faster if last(small) else 1.0
+        return pace * machine.network(clock.options.model), pace * faster * machine.network(small)
+
+    monkeypatch.setattr(_timed.Clock, "compared", compared)
+    clock = _timed.Clock(tenfold.options(NET, example=X, methods=METHODS))
+    assert clock.start_ms == pytest.approx(last_faster * clock.dense_ms)
+    plan = clock.options.plan(Budget(latency=share))
+    measured = last_faster * machine.network(tenfold.apply(NET, plan)) / machine.network(NET)
+    assert 0.85 * share <= measured <= share
 
 
 @pytest.mark.parametrize("limit", [{"latency": 0.6}, {"params": 0.9}])

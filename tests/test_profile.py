@@ -104,6 +104,8 @@ def test_the_table_of_another_network_is_refused(profiled):
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(TenfoldError, match='a kit runs in "onnxruntime" or "eager"'):
         write_kit(options("compile"), tmp_path / "kit.pyz")
+    with pytest.raises(TenfoldError, match="so there is nothing to time"):
+        write_kit(tenfold.options(nn.Sequential(nn.Linear(3, 1)), example=images(1, 3)), tmp_path / "kit.pyz")
     for damage in ("torn", "{}", '{"times": []}'):
         (tmp_path / "times.json").write_text(damage)
         with pytest.raises(TenfoldError, match=r"times\.json cannot be read"):

@@ -43,7 +43,7 @@ def write_kit(options: Options, path: Path) -> int:
     Every weight in it is one constant, which takes no time off or on and packs to nothing.
 
     Raises:
-        TenfoldError: if the engine is "compile", or the network cannot be exported.
+        TenfoldError: if the engine is "compile", there is nothing to time, or the network cannot be exported.
     """
     if options.engine not in ("onnxruntime", "eager"):
         raise TenfoldError(f'a kit runs in "onnxruntime" or "eager", not in {options.engine!r}.')
@@ -57,6 +57,8 @@ def write_kit(options: Options, path: Path) -> int:
             for piece in (dense, *others):
                 entry = None if piece.key in group else _entry(kit, piece, options.engine)
                 group.update({} if entry is None else {piece.key: entry})
+        if not groups:
+            raise TenfoldError("no layer has an option that is smaller than it, so there is nothing to time.")
         contents = {
             "tenfold": __version__,
             "engine": options.engine,

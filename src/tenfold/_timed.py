@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +20,6 @@ from tenfold._cost import LIMITED, PARAMS
 from tenfold._data import example_inputs
 from tenfold._engines import runner
 from tenfold._errors import TenfoldError
-from tenfold._latency import interleaved_ms
 from tenfold._layers import channels, groups, is_pointwise, stores_channels_last
 from tenfold._method import Site
 from tenfold._plan import Plan, Rank, Record, Step
@@ -30,8 +28,6 @@ from tenfold._pruning import Pruning
 from tenfold._run import device_of
 from tenfold._times import Conditions, Piece, Profile, Times, draw
 from tenfold.methods import find
-
-log = logging.getLogger("tenfold")
 
 MACS = LIMITED.index("macs")
 FASTER = 0.97  # of the time: what counts as faster
@@ -62,6 +58,7 @@ class Clock:
     options: Options
     elsewhere: bool = False  # for a kit: nothing is measured here
     _asked: list[Step] = field(default_factory=list)  # to be measured besides those that every ladder starts with
+    _sure: list[Step] = field(default_factory=list)  # that were chosen, and then measured
     _rests: dict[tuple[Step, ...], "Clock"] = field(default_factory=dict)
 
     @cached_property
@@ -90,13 +87,12 @@ class Clock:
         may = any(weight.dim() == 4 for weight in self._weights) and not self._stores_last_already
         if not (may and self.is_here) or self.times.conditions.engine == "onnxruntime":
             return False
-        as_it_is, last = self._measured(Plan(channels_last=True))
-        return last < FASTER * as_it_is
+        return self.share(Plan(channels_last=True)) < FASTER
 
     @cached_property
     def start_ms(self) -> float:
         """The time of the dense network in the memory format that is chosen: what the parts are taken from."""
-        return self._measured(Plan(channels_last=True))[1] if self.channels_last else self.dense_ms
+        return self.dense_ms * (self.share(Plan(channels_last=True)) if self.channels_last else 1.0)
 
     @property
     def start_ns(self) -> int:
@@ -194,15 +190,17 @@ class Clock:
         raise TenfoldError(f"the profile says nothing of {step.layers[0]} by {step.method.name}.")
 
     def exactly(self, steps: Sequence[Step]) -> bool:
-        """From now on, measure these options instead of interpolating; whether any was not measured yet.
+        """From now on, take these options as they are measured after this choice; whether any was not so far.
 
         With them the nearest ranks that processors may like: their kernels take channels by eights or sixteens.
         """
-        if not self.is_here:
+        if not isinstance(self.times, Times) or not self.is_here:
             return False
-        new = [step for step in steps if step not in self._asked]
+        new = [step for step in steps if step not in self._sure]
         for step in new:
+            self.times.surely(self._dense(step.layers), self._piece(self._candidate(step), step.rank))
             self._asked.extend(step.model_copy(update={"rank": rank}) for rank in (step.rank, *_liked(step.rank)))
+        self._sure.extend(new)
         return bool(new)
 
     def plan(self, steps: Sequence[Step]) -> Plan:
@@ -212,7 +210,6 @@ class Clock:
     def share(self, plan: Plan, *, again: bool = False) -> float:
         """The time of the network of this plan over that of the dense one; `again` from a second measurement."""
         dense_ms, small_ms = self._measured(plan, again=again)
-        log.info("timed: %.3f of the dense time, %.3f by its parts", small_ms / dense_ms, self.predicted(plan))
         return small_ms / dense_ms
 
     def network(self, plan: Plan, small: nn.Module | None = None) -> Timed:
@@ -234,13 +231,14 @@ class Clock:
 
     def compared(self, small: nn.Module) -> tuple[float, float]:
         """Milliseconds of the dense network and of another, side by side."""
+        assert isinstance(self.times, Times), "this machine measures"
         inputs = example_inputs(self.options.example)
         with torch.random.fork_rng():
             runs = [
                 runner(self.times.conditions.engine, copy.deepcopy(model), inputs)
                 for model in (self.options.model, small)
             ]
-            dense_ms, small_ms = interleaved_ms(runs, rounds=11, sure=0.01)
+            dense_ms, small_ms = self.times.paced(runs, rounds=11, sure=0.01)
         return dense_ms, small_ms
 
     def drawn(self, plan: Plan) -> nn.Module:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from tenfold._run import on_meta
 from tenfold._sources import imported
 from tenfold._trace import Call
 from tenfold._version import __version__
+
+_SURE = "-sure"  # marks the key of what was measured after it was chosen
 
 
 class Conditions(Record):
@@ -133,7 +136,7 @@ class Times:
     """
 
     def __init__(self, engine: Engine, device: torch.device) -> None:
-        self.engine, self.conditions = engine, Conditions.here(engine, device)
+        self.engine, self.device, self.conditions = engine, device, Conditions.here(engine, device)
         folder = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
         digest = hashlib.sha256(self.conditions.model_dump_json().encode()).hexdigest()[:16]
         self.path = folder / f"times-{digest}.json"
@@ -141,14 +144,24 @@ class Times:
 
     def of(self, dense: Piece, others: Sequence[Piece]) -> tuple[float, list[float]]:
         """The times of dense layers and of what could replace them; what is not known is measured, interleaved."""
-        missing = [piece for piece in {piece.key: piece for piece in others}.values() if piece.key not in self.known]
+        missing = [piece for piece in {piece.key: piece for piece in others}.values() if self._known(piece) is None]
         if missing or dense.key not in self.known:
             measured = self._measured([dense, *missing])
             usual = self.known.setdefault(dense.key, measured[0])
             for piece, found in zip(missing, measured[1:], strict=True):
-                self.known[piece.key] = found * usual / measured[0]  # the machine may be slower or faster than it was
+                self.known[piece.key] = found * usual / measured[0]
             self._write()
-        return self.known[dense.key], [self.known[piece.key] for piece in others]
+        return self.known[dense.key], [self._known(piece) or 0.0 for piece in others]
+
+    def surely(self, dense: Piece, chosen: Piece) -> None:
+        """Have what was chosen measured once more, which counts from now on: of many options, luck is chosen too."""
+        if f"{chosen.key}{_SURE}" not in self.known:
+            usual, found = self._measured([dense, chosen])
+            self.known[f"{chosen.key}{_SURE}"] = found * self.known.get(dense.key, usual) / usual
+            self._write()
+
+    def _known(self, piece: Piece) -> float | None:
+        return self.known.get(f"{piece.key}{_SURE}", self.known.get(piece.key))
 
     def network(self, key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         """The times of a dense network and of another beside it; measured if they are not known."""
@@ -158,9 +171,25 @@ class Times:
             self._write()
         return self.known[names[0]], self.known[names[1]]
 
+    def paced(self, runs: Sequence[Callable[[], Any]], **how: Any) -> list[float]:
+        """Milliseconds of runs, as if the machine were as fast as it was at first.
+
+        Processors change their pace with whatever else they do, and what is compared is not all measured at one time:
+        so a layer that is always the same is timed in turn with the runs.
+        """
+        now, *each = interleaved_ms([self._pacemaker, *runs], **how)
+        pace = self.known.setdefault("pace", now) / now
+        return [pace * ms for ms in each]
+
+    @cached_property
+    def _pacemaker(self) -> Callable[[], Any]:
+        layer, given = on_meta(nn.Conv2d(64, 64, 3, padding=1, device="meta")), Call((1, 64, 16, 16), torch.float32)
+        (run,) = Piece((layer,), ((given,),), torch.empty(0, device=self.device), channels_last=False).runs(self.engine)
+        return run
+
     def _measured(self, pieces: Sequence[Piece]) -> list[float]:
         runs = [piece.runs(self.engine) for piece in pieces]
-        each = iter(interleaved_ms([run for own in runs for run in own], rounds=9, least_ms=2.0))
+        each = iter(self.paced([run for own in runs for run in own], rounds=9, least_ms=2.0))
         return [sum(next(each) for _ in own) for own in runs]
 
     def _read(self) -> dict[str, float]:
