@@ -1,4 +1,7 @@
-"""MUSCO: convolutions by CP or Tucker at a common rate of parameters, or by Tucker with ranks from weakened EVBMF."""
+"""MUSCO: convolutions by CP or Tucker at a common rate of parameters, or by Tucker with ranks from weakened EVBMF.
+
+Those of one pixel stay as they are: its layer for them reads a width that it does not set.
+"""
 
 import copy
 import time
@@ -24,6 +27,7 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
     from musco.pytorch.compressor.rank_selection.estimator import count_parameters, estimate_rank_for_compression_rate
 
     shape = tuple(batches[0][0][:1].shape)
+    kept = ("conv1", *(name for name, layer in layers(dense).items() if layer.kernel_size == (1, 1)))
 
     def rated(kind: str, skip: tuple[str, ...], knob: float) -> nn.Module:
         model = copy.deepcopy(dense)
@@ -39,18 +43,17 @@ def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
         return _done(CompressorVBMF(model, FlopCo(model, shape), ranks=ranks, vbmf_weakenen_factors=weaken))
 
     def by_rate(share: float, kind: str) -> nn.Module:
-        skip = ("conv1",)
-        cut = {name: tuple(layer.weight.shape) for name, layer in layers(dense).items() if name not in skip}
+        cut = {name: tuple(layer.weight.shape) for name, layer in layers(dense).items() if name not in kept}
         whole = counted(dense) - sum(layer.weight.numel() for name, layer in layers(dense).items() if name in cut)
 
         def params(knob: float) -> int:  # by its own formulas: decomposing takes minutes
             ranks = [(shape, estimate_rank_for_compression_rate(shape, 1 / knob, key=kind)) for shape in cut.values()]
             return whole + sum(int(count_parameters(shape, rank, kind)) for shape, rank in ranks)
 
-        return rated(kind, skip, knob_for(params, dense, share, low=0.02))
+        return rated(kind, kept, knob_for(params, dense, share, low=0.02))
 
     def by_evbmf(share: float) -> nn.Module:
-        return landed(partial(evbmf, ("conv1",)), dense, share, halvings=7)
+        return landed(partial(evbmf, kept), dense, share, halvings=7)
 
     return {
         **{f"{kind}, all but the first": partial(by_rate, kind=kind) for kind in ("tucker2", "cp3", "cp4")},

@@ -129,7 +129,7 @@ class Profile(Record):
 
 
 class Times:
-    """Milliseconds of pieces and networks under one set of conditions, each measured once, beside the dense ones.
+    """Milliseconds of pieces and networks under one set of conditions, measured beside the dense ones, and kept.
 
     They are kept in a file in the folder that `TENFOLD_CACHE` names, `~/.cache/tenfold` by default, one for each set of
     conditions.
@@ -144,24 +144,26 @@ class Times:
 
     def of(self, dense: Piece, others: Sequence[Piece]) -> tuple[float, list[float]]:
         """The times of dense layers and of what could replace them; what is not known is measured, interleaved."""
-        missing = [piece for piece in {piece.key: piece for piece in others}.values() if self._known(piece) is None]
+        every = {self._key(piece): piece for piece in others}
+        missing = [piece for key, piece in every.items() if key not in self.known]
         if missing or dense.key not in self.known:
             measured = self._measured([dense, *missing])
             usual = self.known.setdefault(dense.key, measured[0])
             for piece, found in zip(missing, measured[1:], strict=True):
                 self.known[piece.key] = found * usual / measured[0]
             self._write()
-        return self.known[dense.key], [self._known(piece) or 0.0 for piece in others]
+        return self.known[dense.key], [self.known[self._key(piece)] for piece in others]
 
     def surely(self, dense: Piece, chosen: Piece) -> None:
         """Have what was chosen measured once more, which counts from now on: of many options, luck is chosen too."""
-        if f"{chosen.key}{_SURE}" not in self.known:
+        if self._key(chosen) == chosen.key:
             usual, found = self._measured([dense, chosen])
-            self.known[f"{chosen.key}{_SURE}"] = found * self.known.get(dense.key, usual) / usual
+            self.known[chosen.key + _SURE] = found * self.known.get(dense.key, usual) / usual
             self._write()
 
-    def _known(self, piece: Piece) -> float | None:
-        return self.known.get(f"{piece.key}{_SURE}", self.known.get(piece.key))
+    def _key(self, piece: Piece) -> str:
+        """Where the time of a piece is kept that counts."""
+        return piece.key + _SURE * (piece.key + _SURE in self.known)
 
     def network(self, key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         """The times of a dense network and of another beside it; measured if they are not known."""
