@@ -191,9 +191,10 @@ def page(rows: Sequence[Row]) -> str:
     return f"""# Measured time
 
 Dense and small are timed in turn in one run, medians; the ratio is small / dense. Times of layers and of candidates
-are measured in the engine, at six ranks of each method at first and then at those that are chosen; the whole network
-is then timed, and the plan corrected where the sum of parts was wrong. Methods: SVD of both sides, spatial SVD and
-Tucker; {SIDE} x {SIDE} images, random weights. Made with tenfold {versions}, by
+are measured in the engine, at six ranks of each method at first and once more at those that are chosen, beside a layer
+that is always the same, because processors change their pace; the whole network is then timed, and the plan corrected
+where the sum of parts was wrong; what keeps a limit is timed twice before it is believed. Methods: SVD of both sides,
+spatial SVD and Tucker; {SIDE} x {SIDE} images, random weights. Made with tenfold {versions}, by
 
 ```sh
 python -m benchmarks.latency

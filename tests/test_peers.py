@@ -6,9 +6,10 @@ from importlib import import_module
 import pytest
 import torch
 from benchmarks import _rows
+from benchmarks._images import Images
 from benchmarks._score import packed
 from benchmarks.peers import __main__ as peers
-from benchmarks.peers import _adapter, _environments
+from benchmarks.peers import _adapter, _environments, _make
 from benchmarks.peers._page import page
 from benchmarks.peers._row import Found, Job, Row
 from nets import images, small_cnn
@@ -102,6 +103,23 @@ def test_installing_says_what_pip_says(tmp_path, monkeypatch):
     for _ in range(2):  # the second time from what is kept
         with pytest.raises(_environments.Unavailable, match=r"^ERROR: No matching distribution$"):
             _environments.python_of("tednet", tmp_path)
+
+
+def test_nothing_but_the_networks_is_timed(monkeypatch):
+    small, dense, judging = small_cnn(), small_cnn(), Images(images(8, 3, 16, 16), torch.zeros(8).long())
+
+    def timed(runs, **_):
+        def fails(*_):
+            raise AssertionError("modes are set while networks are timed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Module, "train", fails)
+            outputs = [run() for run in runs]
+        assert not torch.equal(*outputs)
+        return [1.0, 2.0]
+
+    monkeypatch.setattr(_make, "interleaved_ms", timed)
+    assert _make.judged(small, dense, judging, torch.zeros(8).bool()).latency_ratio == 0.5
 
 
 def test_every_peer_has_an_adapter():
