@@ -156,6 +156,22 @@ def row(peer, accuracy, latency, seed, share=0.5, epochs=0):
     )
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "latency", "verdict"),
+    [
+        (80.0, 0.8, "tenfold"),
+        (80.0, 0.98, "**level**"),
+        (80.0, 1.2, "**the other**"),
+        (95.0, 1.02, "tenfold"),  # level in time, and certainly more accurate
+        (60.0, 0.5, "none as accurate | | | **the other**"),
+    ],
+)
+def test_the_page_says_who_is_faster_at_equal_accuracy(accuracy, latency, verdict):
+    text = page([row("tednet", 80.0, 1.0, 1), row("tenfold", accuracy, latency, 1)])
+    (line,) = [line for line in text.splitlines() if "| tednet, 50 % |" in line]
+    assert line.endswith(f"| {verdict} |")
+
+
 def test_the_page_says_who_is_ahead_and_is_the_same_for_any_order():
     rows = [row("tenfold", 80.0, 1.4, 1), row("tednet", 50.0, 0.5, 2), row("nni", 90.0, 0.8, 3, share=0.7)]
     rows += [row("tenfold", 70.0, 0.9, 4, share=0.7), row("dense", 91.0, 1.0, 5, share=1.0, epochs=1)]

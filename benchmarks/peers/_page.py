@@ -13,6 +13,7 @@ from benchmarks.peers._row import Found, Row
 OURS, OURS_FAST = "tenfold", "tenfold-fast"
 ALL_OURS = (OURS, OURS_FAST)
 USEFUL = 0.5  # of the dense accuracy, which a network keeps to be compared in time
+NOISE = 0.05  # of a latency, by which it differs from one run to the next
 Place = tuple[str, int, float]  # network, epochs, share
 
 
@@ -34,8 +35,8 @@ network's outputs and labels, by nothing that knows of a package's layers, at th
 training images held back.
 
 Parameters, multiply-adds and latency are small / dense; latency is from medians of interleaved runs on one image, in
-one process. Intervals are those of differences on the same held-out images, one by one, at 95 %. Seconds are those of
-the setting that is shown. Made with tenfold {versions} and `{VARIABLE}` set, by
+one process, on a shared machine. Intervals are those of differences on the same held-out images, one by one, at 95 %.
+Seconds are those of the setting that is shown. Made with tenfold {versions} and `{VARIABLE}` set, by
 
 ```sh
 python -m benchmarks.peers
@@ -50,7 +51,8 @@ Where {OURS} is not ahead, or not certainly, the verdict is in bold.
 
 At equal accuracy: the dense network, and each network of another package at any budget that no other of them beats in
 both accuracy and latency, if it keeps {USEFUL:.0%} of the dense network's accuracy; beside it the fastest network of
-this library that is not certainly less accurate.
+this library that is not certainly less accurate. Latencies less than {NOISE:.0%} apart are level, and the certainly
+more accurate of the two is ahead.
 
 {latencies(rows)}
 
@@ -134,10 +136,9 @@ def latencies(rows: Sequence[Row]) -> str:
         if ours:
             lines.append(start + _beside_dense(ours, next((r for r in rows if _is_control(r, net, epochs)), None)))
         for other in _front([row for row in every if row.peer not in ALL_OURS]) if ours else []:
-            equal = [row for row in ours if _apart(row, other)[1][1] >= 0]
-            found = _of(other)
+            found, apart = _of(other), [(row, _apart(row, other)[1]) for row in ours]
             line = f"| {_asked(other)} | {found.accuracy:.2f} | {found.latency_ratio:.2f} "
-            lines.append(start + line + _fastest(equal, found.latency_ratio))
+            lines.append(start + line + _fastest(apart, found.latency_ratio))
     return "\n".join([*head, *lines])
 
 
@@ -149,12 +150,12 @@ def _beside_dense(ours: Sequence[Row], control: Row | None) -> str:
     """The dense network as it is, or, beside what is fine-tuned, trained as long."""
     if control is None:
         name, accuracy, latency = "the dense network", _of(ours[0]).dense_accuracy, 1.0
-        equal = [row for row in ours if _of(row).interval[1] >= 0]
+        apart = [(row, _of(row).interval) for row in ours]
     else:
         name, accuracy = "the dense network, trained as long", _of(control).accuracy
         latency = _of(control).latency_ratio
-        equal = [row for row in ours if _apart(row, control)[1][1] >= 0]
-    return f"| {name} | {accuracy:.2f} | {latency:.2f} {_fastest(equal, latency)}"
+        apart = [(row, _apart(row, control)[1]) for row in ours]
+    return f"| {name} | {accuracy:.2f} | {latency:.2f} {_fastest(apart, latency)}"
 
 
 def _front(rows: Sequence[Row]) -> list[Row]:
@@ -167,12 +168,16 @@ def _front(rows: Sequence[Row]) -> list[Row]:
     return front
 
 
-def _fastest(equal: Sequence[Row], latency: float) -> str:
+def _fastest(ours: Sequence[tuple[Row, tuple[float, float]]], latency: float) -> str:
+    """The first of ours, fastest first, that is not certainly less accurate, by its interval to the other."""
+    equal = [(row, low) for row, (low, high) in ours if high >= 0]
     if not equal:
         return "| none as accurate | | | **the other** |"
-    found = _of(equal[0])
-    verdict = OURS if found.latency_ratio < latency else "**the other**"
-    return f"| {_asked(equal[0])} | {found.accuracy:.2f} | {found.latency_ratio:.2f} | {verdict} |"
+    row, low = equal[0]
+    slower = _of(row).latency_ratio / latency - 1
+    level = abs(slower) < NOISE
+    verdict = OURS if (low > 0 if level else slower < 0) else "**level**" if level else "**the other**"
+    return f"| {_asked(row)} | {_of(row).accuracy:.2f} | {_of(row).latency_ratio:.2f} | {verdict} |"
 
 
 def _asked(row: Row) -> str:
