@@ -31,7 +31,7 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
             axes = figure.subplots(1, len(panels), squeeze=False)[0]
             for (net, epochs), place in zip(panels, axes, strict=True):
                 _fill(place, panels[net, epochs], axis, line, colours)
-                tuned = f", {epochs} epochs of tuning" if epochs else ", not trained"
+                tuned = f", {epochs} epoch{'s' * (epochs > 1)} of tuning" if epochs else ", not trained"
                 place.set(title=net + tuned, xlabel=label)
             axes[0].set_ylabel("accuracy, %")
             lines = [line for place in axes for line in place.get_lines()]
