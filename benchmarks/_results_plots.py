@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.peers._page import ALL_OURS, OURS_FAST
+from benchmarks.peers._page import ALL_OURS, OURS_FAST, stage
 from benchmarks.peers._row import Found, Row
 
 _SHOWN = 30  # points below the dense network; the rest is in the tables
@@ -31,7 +31,7 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
             axes = figure.subplots(1, len(panels), squeeze=False)[0]
             for (net, epochs), place in zip(panels, axes, strict=True):
                 _fill(place, panels[net, epochs], axis, line, colours)
-                tuned = f", {epochs} epoch{'s' * (epochs > 1)} of tuning" if epochs else ", not trained"
+                tuned = f", {stage(epochs)} of tuning" if epochs else ", not trained"
                 place.set(title=net + tuned, xlabel=label)
             axes[0].set_ylabel("accuracy, %")
             lines = [line for place in axes for line in place.get_lines()]

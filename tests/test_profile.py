@@ -104,8 +104,10 @@ def test_the_table_of_another_network_is_refused(profiled):
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(TenfoldError, match='a kit runs in "onnxruntime" or "eager"'):
         write_kit(options("compile"), tmp_path / "kit.pyz")
-    with pytest.raises(TenfoldError, match="so there is nothing to time"):
-        write_kit(tenfold.options(nn.Sequential(nn.Linear(3, 1)), example=images(1, 3)), tmp_path / "kit.pyz")
+    layer = nn.Linear(16, 16)  # called twice, which a kit cannot say
+    for net, width in ((nn.Sequential(nn.Linear(3, 1)), 3), (nn.Sequential(layer, nn.ReLU(), layer), 16)):
+        with pytest.raises(TenfoldError, match="so there is nothing to time"):
+            write_kit(tenfold.options(net, example=images(1, width)), tmp_path / "kit.pyz")
     for damage in ("torn", "{}", '{"times": []}'):
         (tmp_path / "times.json").write_text(damage)
         with pytest.raises(TenfoldError, match=r"times\.json cannot be read"):

@@ -46,9 +46,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     announced()
-    job = Job(
-        asked.net, asked.data or USUAL[asked.net], asked.peer, asked.params, asked.seed, asked.epochs, asked.quick
-    )
+    data = asked.data or USUAL[asked.net]
+    job = Job(asked.net, data, asked.peer, asked.params, asked.seed, asked.epochs, asked.quick)
     _rows.replace_text(asked.out, found(job, asked.runs).model_dump_json())
 
 
@@ -67,9 +66,8 @@ def found(job: Job, runs: Path) -> Found:
     images = first_images(job.data, SPLITS[job.data], QUICK_IMAGES if job.quick else None)
     package = adapter.INSTALL[0].partition("==")[0] if adapter.INSTALL else "tenfold"
     number = version(package) if adapter.INSTALL else tenfold.__version__
-    known = (
-        runs / f"peers-{job.net}-{job.data}-right{'-quick' * job.quick}.txt"
-    )  # of the dense network, which all rows share
+    # Of the dense network, which all rows share.
+    known = runs / f"peers-{job.net}-{job.data}-right{'-quick' * job.quick}.txt"
     if not known.exists():
         _rows.replace_text(known, packed(correct(in_bulk(dense), images)))
     right_dense = unpacked(known.read_text(), len(images))

@@ -93,7 +93,8 @@ def _apart(row: Row, other: Row) -> tuple[float, tuple[float, float]]:
     return _of(row).accuracy - _of(other).accuracy, paired_interval(*right)
 
 
-def _stage(epochs: int) -> str:
+def stage(epochs: int) -> str:
+    """How long networks were fine-tuned, in words."""
     return f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "none"
 
 
@@ -114,7 +115,7 @@ def accuracies(rows: Sequence[Row]) -> str:
         level = "**level**, neither certainly apart from dense" if whole else "**level**"
         verdict = OURS if low > 0 else f"**{best.peer}**" if high < 0 else level
         lines.append(
-            f"| {net} | {_stage(epochs)} | {-100 * share:g} % | {best.peer} | {_of(best).accuracy:.2f} "
+            f"| {net} | {stage(epochs)} | {-100 * share:g} % | {best.peer} | {_of(best).accuracy:.2f} "
             f"| {_of(ours).accuracy:.2f} | {change(points, (low, high))} | {verdict} |"
         )
     return "\n".join([*head, *lines])
@@ -132,7 +133,7 @@ def latencies(rows: Sequence[Row]) -> str:
     for net, epochs in dict.fromkeys(place[:2] for place in places):
         every = [row for place, group in places.items() if place[:2] == (net, epochs) for row in group]
         ours = sorted((row for row in every if row.peer in ALL_OURS), key=lambda row: _of(row).latency_ratio)
-        start = f"| {net} | {_stage(epochs)} "
+        start = f"| {net} | {stage(epochs)} "
         if ours:
             lines.append(start + _beside_dense(ours, next((r for r in rows if _is_control(r, net, epochs)), None)))
         for other in _front([row for row in every if row.peer not in ALL_OURS]) if ours else []:
@@ -190,7 +191,7 @@ def _table(place: Place, rows: Sequence[Row], control: Row | None) -> str:
     dense = f"Dense: {_of(first).dense_accuracy:.2f} %"
     if control is not None:
         dense += f"; trained as long, {_of(control).accuracy:.2f} %"
-    tuned = f", after {_stage(epochs)} of fine-tuning" if epochs else ""
+    tuned = f", after {stage(epochs)} of fine-tuning" if epochs else ""
     columns: dict[str, Callable[[Row], str]] = {
         "package": lambda row: f"**{_of(row).package}**" if row.peer in ALL_OURS else _of(row).package,
         "setting": lambda row: _of(row).setting + "; norms re-estimated" * _of(row).norms,

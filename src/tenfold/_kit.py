@@ -57,17 +57,18 @@ def write_kit(options: Options, path: Path) -> int:
             for piece in (dense, *others):
                 entry = None if piece.key in group else _entry(kit, piece, options.engine)
                 group.update({} if entry is None else {piece.key: entry})
-        if not groups:
-            raise TenfoldError("no layer has an option that is smaller than it, so there is nothing to time.")
+        timed = [list(group.values()) for key, group in groups.items() if key in group]
+        if not timed:
+            raise TenfoldError("no layer of one call has an option smaller than it, so there is nothing to time.")
         contents = {
             "tenfold": __version__,
             "engine": options.engine,
             "whole": _whole(kit, options),
-            "groups": [list(group.values()) for key, group in groups.items() if key in group],
+            "groups": timed,
         }
         kit.writestr("pieces.json", json.dumps(contents))
     write_bytes(path, pack.getvalue())
-    return sum(map(len, contents["groups"]))
+    return sum(map(len, timed))
 
 
 def _entry(kit: zipfile.ZipFile, piece: Piece, engine: str) -> dict[str, Any] | None:
