@@ -105,7 +105,7 @@ def test_installing_says_what_pip_says(tmp_path, monkeypatch):
             _environments.python_of("tednet", tmp_path)
 
 
-def test_nothing_but_the_networks_is_timed(monkeypatch):
+def test_nothing_but_the_networks_is_timed_each_in_its_faster_memory_format(monkeypatch):
     small, dense, judging = small_cnn(), small_cnn(), Images(images(8, 3, 16, 16), torch.zeros(8).long())
 
     def timed(runs, **_):
@@ -115,8 +115,15 @@ def test_nothing_but_the_networks_is_timed(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(nn.Module, "train", fails)
             outputs = [run() for run in runs]
-        assert not torch.equal(*outputs)
-        return [1.0, 2.0]
+        ours, ours_last, others, others_last = outputs
+        torch.testing.assert_close(ours, ours_last)
+        torch.testing.assert_close(others, others_last)
+        assert not torch.equal(ours, others)
+        last = torch.channels_last
+        stored = [run.args[0].is_contiguous(memory_format=last) for run in runs]
+        kernels = [run.func[0].weight.is_contiguous(memory_format=last) for run in runs]
+        assert stored == kernels == [False, True, False, True]
+        return [1.0, 1.5, 4.0, 2.0]
 
     monkeypatch.setattr(_make, "interleaved_ms", timed)
     assert _make.judged(small, dense, judging, torch.zeros(8).bool()).latency_ratio == 0.5
@@ -146,7 +153,7 @@ def row(peer, accuracy, latency, seed, share=0.5, epochs=0):
     found = Found(
         **{"package": f"{peer} 1.0", "setting": "usual", "norms": True, "dense_accuracy": 90.0, "accuracy": accuracy},
         **{"interval": (accuracy - 91, accuracy - 89), "right": packed(right), "images": 1000, "params_ratio": 0.5},
-        **{"macs_ratio": 0.6, "latency_ratio": latency, "seconds": 1.0, "train_seconds": None},
+        **{"macs_ratio": 0.6, "latency_ratio": latency, "seconds": 1.0},
     )
     job = Job("resnet20", "cifar10-jpeg", peer, share, 0, epochs, quick=False)
     return Row(

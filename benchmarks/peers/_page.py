@@ -35,7 +35,8 @@ network's outputs and labels, by nothing that knows of a package's layers, at th
 training images held back.
 
 Parameters, multiply-adds and latency are small / dense; latency is from medians of interleaved runs on one image, in
-one process, on a shared machine. Intervals are those of differences on the same held-out images, one by one, at 95 %.
+one process, on a shared machine, of each network, the dense one too, in the memory format in which it is faster
+(contiguous or channels last). Intervals are those of differences on the same held-out images, one by one, at 95 %.
 Seconds are those of the setting that is shown. Made with tenfold {versions} and `{VARIABLE}` set, by
 
 ```sh

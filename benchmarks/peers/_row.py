@@ -30,7 +30,6 @@ class Found(Record):
     macs_ratio: float
     latency_ratio: float  # from medians of interleaved runs on one image
     seconds: float  # that compression in this setting took
-    train_seconds: float | None  # that fine-tuning took
 
 
 class Row(Record):
