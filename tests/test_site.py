@@ -90,10 +90,10 @@ def _with_less_work(monkeypatch) -> None:
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     Machine(monkeypatch)
-    monkeypatch.setitem(sys.modules, "latency", SimpleNamespace(interleaved_ms=_shortest_ms))  # of kits
+    monkeypatch.setitem(sys.modules, "latency", SimpleNamespace(paced_ms=_shortest_ms))  # of kits
 
 
-def _shortest_ms(runs, **_) -> list[float]:
+def _shortest_ms(runs, *_, **__) -> list[float]:
     return [min(timeit.repeat(run, number=1, repeat=5)) * 1e3 for run in runs]
 
 

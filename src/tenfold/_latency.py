@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -25,6 +25,19 @@ def interleaved_ms(
         if number >= rounds and all(_error(sample) <= sure * median(sample) for sample in samples):
             break
     return [median(sample) for sample in samples]
+
+
+def paced_ms(
+    runs: Sequence[Callable[[], Any]], pacemaker: Callable[[], Any], known: MutableMapping[str, float], **how: Any
+) -> list[float]:
+    """As `interleaved_ms`, in milliseconds of a machine that is as fast as it was at first.
+
+    Processors change their pace with whatever else they do, and what is compared is not all measured at one time: so a
+    pacemaker, which is always the same, is timed in turn with the runs. Its first time is kept as `known["pace"]`.
+    """
+    now, *each = interleaved_ms([pacemaker, *runs], **how)
+    pace = known.setdefault("pace", now) / now
+    return [pace * ms for ms in each]
 
 
 def _error(sample: Sequence[float]) -> float:

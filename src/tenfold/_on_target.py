@@ -21,26 +21,20 @@ def main() -> None:
     parser.add_argument("table", help="where to write the times, a JSON file")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     asked = parser.parse_args()
-    from latency import interleaved_ms  # type: ignore[import-not-found]
+    from latency import paced_ms  # type: ignore[import-not-found]
 
     kit = zipfile.ZipFile(sys.argv[0])
     contents = json.loads(kit.read("pieces.json"))
     load, versions = LOADERS[contents["engine"]](kit, asked.threads)
     times: dict[str, float] = {}
     pacemaker, pace = load(contents["groups"][0][0]), dict[str, float]()
-
-    def paced(runs: list[Any], **how: Any) -> list[float]:
-        """Medians as if the machine were as fast as it was at first: it may heat up, or have other things to do."""
-        now, *each = interleaved_ms([pacemaker, *runs], **how)
-        return [ms * pace.setdefault("at first", now) / now for ms in each]
-
     for number, group in enumerate(contents["groups"], 1):
         missing = [piece for piece in group if piece["key"] not in times or piece is group[0]]
-        found = paced([load(piece) for piece in missing], rounds=9, least_ms=2.0)
+        found = paced_ms([load(piece) for piece in missing], pacemaker, pace, rounds=9, least_ms=2.0)
         usual = times.get(group[0]["key"], found[0])
         times.update({piece["key"]: ms * usual / found[0] for piece, ms in zip(missing, found, strict=True)})
         print(f"{number} of {len(contents['groups'])} layers", end="\r", flush=True)
-    (whole_ms,) = paced([load(contents["whole"])], rounds=11, sure=0.01)
+    (whole_ms,) = paced_ms([load(contents["whole"])], pacemaker, pace, rounds=11, sure=0.01)
     conditions = {"engine": contents["engine"], "device": device(), "threads": asked.threads, "versions": versions}
     table = {"tenfold": contents["tenfold"], "conditions": conditions, "times": times, "whole_ms": whole_ms}
     beside = Path(f"{asked.table}.{os.getpid()}")

@@ -17,7 +17,7 @@ from tenfold import _on_target
 from tenfold._engines import Engine, layer_runner
 from tenfold._errors import TenfoldError
 from tenfold._factored import materialise
-from tenfold._latency import interleaved_ms
+from tenfold._latency import paced_ms
 from tenfold._layers import store_channels_last
 from tenfold._plan import Record
 from tenfold._resume import write_text
@@ -174,14 +174,8 @@ class Times:
         return self.known[names[0]], self.known[names[1]]
 
     def paced(self, runs: Sequence[Callable[[], Any]], **how: Any) -> list[float]:
-        """Milliseconds of runs, as if the machine were as fast as it was at first.
-
-        Processors change their pace with whatever else they do, and what is compared is not all measured at one time:
-        so a layer that is always the same is timed in turn with the runs.
-        """
-        now, *each = interleaved_ms([self._pacemaker, *runs], **how)
-        pace = self.known.setdefault("pace", now) / now
-        return [pace * ms for ms in each]
+        """Milliseconds of runs, in the pace that is kept with the times."""
+        return paced_ms(runs, self._pacemaker, self.known, **how)
 
     @cached_property
     def _pacemaker(self) -> Callable[[], Any]:
