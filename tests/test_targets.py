@@ -93,6 +93,26 @@ def test_an_unreachable_budget_says_the_least_and_that_is_reachable(net, found):
         found.plan(Budget(params=least - 1))
 
 
+def test_an_unreachable_budget_names_the_largest_layers_in_the_way():
+    class Net(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(20, 20), nn.LSTM(20, 30))
+            self.mix = nn.Parameter(torch.eye(30))
+
+        def forward(self, x):
+            return self[1](self[0](x))[0] @ self.mix
+
+    lstm = 4 * 30 * (20 + 30 + 2)
+    way = r" The largest layers that must stay as they are, in parameters: "
+    called = rf"1 \({lstm:,}: no chosen method serves LSTM\)"
+    itself = r"the model itself \(900: no chosen method serves \S+Net\)"
+    with pytest.raises(tenfold.TenfoldError, match=f"unfreeze a layer.{way}{called}; {itself}.$"):
+        tenfold.options(Net(), example=torch.rand(4, 20)).plan(Budget(params=0.5))
+    frozen = tenfold.options(Net(), example=torch.rand(4, 20), freeze=["0"])
+    with pytest.raises(tenfold.TenfoldError, match=f'{called}; {itself}; 0 .420: frozen by "0"..$'):
+        frozen.plan(Budget(params=0.5))
+
+
 def test_two_limits_of_which_one_is_out_of_reach_are_refused_with_both_figures(found):
     with pytest.raises(tenfold.TenfoldError, match=r"reach [\d,]+ parameters and [\d,]+ multiply-adds at least"):
         found.plan(Budget(params=0.5, macs=0.001))

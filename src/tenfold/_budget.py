@@ -212,7 +212,7 @@ class Budget(Target):
                 dearest = 0.0 if options.statistics is None else self._last_price(options, limits, room, alone, clock)
         gone = pruning.without(prices, room, dearest)
         if gone is None:
-            raise unreachable(limits, [dense[name] for name in limits], pruning.least(limits))
+            raise unreachable(options, limits, [dense[name] for name in limits], pruning.least(limits))
         removals = pruning.steps(gone)
         if alone is not None and not removals:
             return alone.steps

@@ -13,6 +13,7 @@ from tenfold._errors import TenfoldError
 from tenfold._plan import Step
 from tenfold._timed import Clock
 
+_SHOWN = 3  # layers that are named in a refusal
 UNITS = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
 
 
@@ -21,17 +22,18 @@ class Offer(NamedTuple):
 
     ladders: list[Ladder]
     dense: dict[str, int]
+    options: Options
 
     @classmethod
     def of(cls, options: Options) -> "Offer":
         """All that cost less than dense."""
         dense = {name: getattr(options.dense, name) for name in LIMITED}
-        return cls([ladder.cheaper() for ladder in options.ladders], dense)
+        return cls([ladder.cheaper() for ladder in options.ladders], dense, options)
 
     @classmethod
     def timed(cls, options: Options, clock: Clock, faster: float) -> "Offer":
         """Those that take at most the share `faster` of the dense layer's time as well."""
-        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": clock.start_ns})
+        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": clock.start_ns}, options)
 
 
 class Choice(NamedTuple):
@@ -61,7 +63,7 @@ def chosen(offer: Offer, limits: Mapping[str, float], price: Callable[["Pool"], 
     try:
         picks = allocate(choices, room) if choices else _nothing(room)
     except UnreachableError as error:
-        raise unreachable(limits, dense, error.least) from None
+        raise unreachable(offer.options, limits, dense, error.least) from None
     steps = [origin[0].step(origin[1]) for pick in picks if (origin := origins[pick]) is not None]
     return Choice(steps, sum(choices[pick].error for pick in picks))
 
@@ -98,15 +100,27 @@ def _nothing(room: Sequence[int]) -> list[int]:
     return []
 
 
-def unreachable(limits: Mapping[str, float], dense: Sequence[int], least: Sequence[int]) -> TenfoldError:
-    """The refusal of limits, with the least that could be reached."""
+def unreachable(
+    options: Options, limits: Mapping[str, float], dense: Sequence[int], least: Sequence[int]
+) -> TenfoldError:
+    """The refusal of limits, with the least that could be reached, and the largest of what is in the way."""
     asked = " and ".join(_amount(name, limit) for name, limit in limits.items())
     reached = [_amount(name, cost + change) for name, cost, change in zip(limits, dense, least, strict=True)]
     whole = " and ".join(_amount(name, cost).partition(" ")[0] for name, cost in zip(limits, dense, strict=True))
     return TenfoldError(
         f"the budget is {asked}; these methods reach {' and '.join(reached)} at least (dense: {whole}). "
-        "Raise it, add a method, or unfreeze a layer."
+        f"Raise it, add a method, or unfreeze a layer.{_in_the_way(options)}"
     )
+
+
+def _in_the_way(options: Options) -> str:
+    """The largest layers that must stay as they are, and why."""
+    held = {name: int(cost[0]) for name, cost in options.dense_costs.items() if options.obstacle(name)}
+    largest = [name for name in sorted(held, key=lambda name: -held[name])[:_SHOWN] if held[name]]
+    if not largest:
+        return ""
+    named = [f"{name or 'the model itself'} ({held[name]:,}: {options.obstacle(name)})" for name in largest]
+    return f" The largest layers that must stay as they are, in parameters: {'; '.join(named)}."
 
 
 def _amount(name: str, number: float) -> str:

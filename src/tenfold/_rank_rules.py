@@ -266,7 +266,7 @@ def _least_threshold(
     low, high = 0, len(thresholds) - 1
     most = total(chosen(thresholds[high]))
     if (most > list(limits.values())).any():
-        raise unreachable(limits, dense.tolist(), (most - dense).tolist())
+        raise unreachable(options, limits, dense.tolist(), (most - dense).tolist())
     while low < high:
         middle = (low + high) // 2
         fits = (total(chosen(thresholds[middle])) <= list(limits.values())).all()
