@@ -1,5 +1,7 @@
 """Costs against arithmetic that a person can check, and against whole-model measurements."""
 
+import re
+
 import pytest
 import torch
 from nets import TokenNet, images, small_cnn
@@ -68,3 +70,23 @@ def test_verify_measures_drift():
     assert report.drift.batches == 2
     scored = tenfold.verify(Shift(0.5), Shift(0.0), [torch.ones(4)], evaluate=lambda net: -float(net.by))
     assert (scored.metric.dense, scored.metric.small) == (0.0, -0.5)
+
+
+def test_a_report_as_text_is_a_table():
+    dense, small = nn.Linear(30, 40).eval(), nn.Linear(30, 40, bias=False).eval()
+    small.weight = dense.weight
+    report = tenfold.verify(small, dense, [images(2, 30)], evaluate=lambda net: torch.tensor([1.0, net.bias is None]))
+    head, *lines = str(report).splitlines()
+    assert head.split() == ["dense", "small", "small", "/", "dense"]
+    assert len({len(line) for line in (head, lines[0], lines[2])}) == 1  # numbers stand below each other
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
+    assert rows.pop("milliseconds")
+    assert {name: row.split() for name, row in rows.items()} == {
+        "parameters": ["1,240", "1,200", "0.968"],
+        "multiply-adds": ["2,400", "2,400", "1.000"],
+        "bytes": ["4,960", "4,800", "0.968"],
+        "peak activation bytes": ["320", "320", "1.000"],
+        "metric": ["0.5000", "1.0000", "+0.5000"],
+        "95 % interval of its change": ["-0.4800", "to", "+1.4800"],
+        "relative drift of the outputs": [f"{report.drift.relative:.4f}"],
+    }

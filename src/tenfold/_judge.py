@@ -53,6 +53,11 @@ def scores(evaluate: Evaluate, model: nn.Module) -> Tensor:
 _WANTED = "it must return one number, or a score for each example; higher is better"
 
 
+def interval_text(ends: tuple[float, float] | None) -> str:
+    """An interval of a change, in words; nothing for none."""
+    return "" if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}"
+
+
 def interval(small: Tensor, dense: Tensor) -> tuple[float, float] | None:
     """The 95 % interval of the change of the mean, from the differences example by example; None for single numbers.
 

@@ -8,6 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from tenfold._candidates import Options
+from tenfold._judge import interval_text
 from tenfold._plan import Plan, Step
 from tenfold._sweep_rows import Row, alike, mean_of
 from tenfold._verify import Report
@@ -117,32 +118,9 @@ def reasons_table(reasons: Mapping[str, str]) -> Table:
 
 def report_table(report: Report, metric: str = "metric") -> Table:
     """Before and after."""
-    table = _table("", "dense", "small", "small / dense")
-    dense, small = report.dense, report.small
-    for name, unit in (
-        ("params", "parameters"),
-        ("macs", "multiply-adds"),
-        ("bytes", "bytes"),
-        ("activation_bytes", "peak activation bytes"),
-    ):
-        before, after = getattr(dense, name), getattr(small, name)
-        table.add_row(unit, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.3f}")
-    measured = report.timed is not None and report.timed.small_ms is not None  # beside each other, in the asked engine
-    if dense.milliseconds and small.milliseconds and not measured:
-        ratio = small.milliseconds / dense.milliseconds
-        table.add_row("milliseconds", f"{dense.milliseconds:.2f}", f"{small.milliseconds:.2f}", f"{ratio:.3f}")
-    if report.timed:
-        timed = report.timed
-        part = "" if timed.predicted is None else f" (planned: {timed.predicted:.3f})"
-        small_ms = "" if timed.small_ms is None else f"{timed.small_ms:.2f}"
-        ratio_text = "" if timed.measured is None else f"{timed.measured:.3f}"
-        table.add_row(f"milliseconds, {timed.conditions.engine}{part}", f"{timed.dense_ms:.2f}", small_ms, ratio_text)
-    if report.metric:
-        change = report.metric.small - report.metric.dense
-        table.add_row(metric, f"{report.metric.dense:.4f}", f"{report.metric.small:.4f}", f"{change:+.4f}")
-        if report.metric.interval:
-            table.add_row("95 % interval of its change", "", _interval(report.metric.interval), "")
-    table.add_row("relative drift of the outputs", "", f"{report.drift.relative:.4f}", "")
+    table = _table("", *"dense", "small", "small / dense")
+    for line in report.lines(metric):
+        table.add_row(*line)
     return table
 
 
@@ -155,7 +133,7 @@ def trials_table(report: Report) -> Table:
             f"{trial.params / report.dense.params:.3f}",
             f"{trial.metric:.4f}",
             f"{trial.change:+.4f}",
-            _interval(trial.interval),
+            interval_text(trial.interval),
         )
     return table
 
@@ -185,10 +163,6 @@ def sweep_table(rows: Sequence[Row]) -> Table:
         numbers = zip((*means[:3], change), (".3f", ".3f", ".4f", "+.4f"), strict=True)
         table.add_row(*shown, *("" if number is None else format(number, form) for number, form in numbers))
     return table
-
-
-def _interval(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}"
 
 
 def short(number: int) -> str:

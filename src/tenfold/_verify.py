@@ -15,7 +15,7 @@ from tenfold._cost import Cost, measure
 from tenfold._data import Inputs, batches_of, example_inputs
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
-from tenfold._judge import Evaluate, Trial, interval, scores
+from tenfold._judge import Evaluate, Trial, interval, interval_text, scores
 from tenfold._latency import interleaved_ms
 from tenfold._pair import changed
 from tenfold._plan import Record
@@ -25,6 +25,12 @@ from tenfold._run import device_of, forward, undisturbed, unwrapped
 from tenfold._timed import Timed
 from tenfold._version import __version__
 
+_UNITS = {
+    "params": "parameters",
+    "macs": "multiply-adds",
+    "bytes": "bytes",
+    "activation_bytes": "peak activation bytes",
+}
 _NUMBERS = re.compile(r"\[\n([\s\d.,eE+-]+)\]")
 
 
@@ -64,7 +70,7 @@ class Epoch(Record):
 
 
 class Report(Record):
-    """What compression did: cost before and after, drift, metric, and every layer's fate."""
+    """What compression did: cost before and after, drift, metric, and every layer's fate. As text: before and after."""
 
     dense: Cost
     small: Cost
@@ -85,10 +91,45 @@ class Report(Record):
     torch_version: str
     version: str = __version__
 
+    def __str__(self) -> str:
+        table = [("", "dense", "small", "small / dense"), *self.lines()]
+        first, *rest = [max(map(len, column)) for column in zip(*table, strict=True)]
+        texts = [
+            what.ljust(first) + "".join(f"  {cell:>{most}}" for cell, most in zip(cells, rest, strict=True))
+            for what, *cells in table
+        ]
+        return "\n".join(text.rstrip() for text in texts)
+
+    def lines(self, metric: str = "metric") -> list[tuple[str, str, str, str]]:
+        """Before and after: what, dense, small, and small / dense or the change."""
+        found = []
+        for name, unit in _UNITS.items():
+            before, after = getattr(self.dense, name), getattr(self.small, name)
+            found.append((unit, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.3f}"))
+        if self.timed is not None:
+            found.append(_timed_line(self.timed))
+        beside = self.timed is not None and self.timed.small_ms is not None  # each other, in the asked engine
+        if self.dense.milliseconds and self.small.milliseconds and not beside:
+            before, after = self.dense.milliseconds, self.small.milliseconds
+            found.append(("milliseconds", f"{before:.2f}", f"{after:.2f}", f"{after / before:.3f}"))
+        if self.metric is not None:
+            before, after = self.metric.dense, self.metric.small
+            found.append((metric, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"))
+        if self.metric is not None and self.metric.interval:
+            found.append(("95 % interval of its change", "", interval_text(self.metric.interval), ""))
+        return [*found, ("relative drift of the outputs", "", f"{self.drift.relative:.4f}", "")]
+
     def dumps(self) -> str:
         """JSON, indented; numbers of one list stand on one line."""
         text = self.model_dump_json(indent=2)
         return _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
+
+
+def _timed_line(timed: Timed) -> tuple[str, str, str, str]:
+    planned = "" if timed.predicted is None else f" (planned: {timed.predicted:.3f})"
+    small_ms = "" if timed.small_ms is None else f"{timed.small_ms:.2f}"
+    ratio = "" if timed.measured is None else f"{timed.measured:.3f}"
+    return f"milliseconds, {timed.conditions.engine}{planned}", f"{timed.dense_ms:.2f}", small_ms, ratio
 
 
 def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evaluate: Evaluate | None = None) -> Report:
