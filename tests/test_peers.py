@@ -179,6 +179,23 @@ def test_the_page_says_who_is_faster_at_equal_accuracy(accuracy, latency, verdic
     assert line.endswith(f"| {verdict} |")
 
 
+@pytest.mark.parametrize(
+    ("ours", "other", "control", "verdict"),
+    [
+        (89.5, 89.4, None, "neither certainly less accurate than dense"),
+        (89.5, 88.9, None, "only tednet certainly less accurate than dense"),
+        (88.8, 88.9, None, "both certainly less accurate than dense"),
+        (88.8, 88.9, 89.0, "neither certainly less accurate than dense trained as long"),
+        (88.8, 88.9, 96.0, "both certainly less accurate than dense trained as long"),
+    ],
+)
+def test_the_page_says_of_what_is_level_whether_it_is_level_with_dense(ours, other, control, verdict):
+    epochs = int(control is not None)
+    rows = [row("tenfold", ours, 1.0, 1, epochs=epochs), row("tednet", other, 1.0, 2, epochs=epochs)]
+    rows += [row("dense", control, 1.0, 3, share=1.0, epochs=1)] if epochs else []
+    assert f"| **level**; {verdict} |" in page(rows)
+
+
 def test_the_page_says_who_is_ahead_and_is_the_same_for_any_order():
     rows = [row("tenfold", 80.0, 1.4, 1), row("tednet", 50.0, 0.5, 2), row("nni", 90.0, 0.8, 3, share=0.7)]
     rows += [row("tenfold", 70.0, 0.9, 4, share=0.7), row("dense", 91.0, 1.0, 5, share=1.0, epochs=1)]

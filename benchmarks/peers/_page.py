@@ -22,7 +22,7 @@ def page(rows: Sequence[Row]) -> str:
     rows = [row for row in rows if not row.quick]
     versions = ", ".join(sorted({row.version for row in rows}))
     places = _places(rows)
-    controls = {(row.network, row.epochs): row for row in rows if row.found and row.peer == DENSE}
+    controls = _controls(rows)
     tables = "\n".join(_table(place, group, controls.get(place[:2])) for place, group in places.items())
     return f"""# Beside other packages
 
@@ -105,21 +105,37 @@ def accuracies(rows: Sequence[Row]) -> str:
         f"| network | epochs of tuning | asked | best other | its accuracy, % | {OURS}, % | {OURS} less it | ahead |",
         "|---|---|--:|---|--:|--:|--:|---|",
     ]
-    lines = []
+    lines, controls = [], _controls(rows)
     for (net, epochs, share), group in _places(rows).items():
         ours, others = _ours(group), [row for row in group if row.peer not in ALL_OURS]
         if ours is None or not others:
             continue
         best = others[0]
         points, (low, high) = _apart(ours, best)
-        whole = all(one.interval[0] <= 0 <= one.interval[1] for one in (_of(ours), _of(best)))
-        level = "**level**, neither certainly apart from dense" if whole else "**level**"
+        level = _level([ours, best], controls.get((net, epochs)))
         verdict = OURS if low > 0 else f"**{best.peer}**" if high < 0 else level
         lines.append(
             f"| {net} | {stage(epochs)} | {-100 * share:g} % | {best.peer} | {_of(best).accuracy:.2f} "
             f"| {_of(ours).accuracy:.2f} | {change(points, (low, high))} | {verdict} |"
         )
     return "\n".join([*head, *lines])
+
+
+def _level(pair: Sequence[Row], control: Row | None) -> str:
+    """Of two networks that are not certainly apart: which of them are certainly less accurate than the dense one."""
+    below = [row.peer for row in pair if _from_dense(row, control)[1] < 0]
+    who = "only " + below[0] if len(below) == 1 else "both" if below else "neither"
+    return f"**level**; {who} certainly less accurate than dense{' trained as long' * (control is not None)}"
+
+
+def _from_dense(row: Row, control: Row | None) -> tuple[float, float]:
+    """The interval to the dense network as it is, or, of what is fine-tuned, to that trained as long."""
+    return _of(row).interval if control is None else _apart(row, control)[1]
+
+
+def _controls(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
+    """The dense networks that were trained as long, by network and epochs."""
+    return {(row.network, row.epochs): row for row in rows if row.found and row.peer == DENSE}
 
 
 def latencies(rows: Sequence[Row]) -> str:
@@ -130,13 +146,13 @@ def latencies(rows: Sequence[Row]) -> str:
         "|---|---|---|--:|--:|---|--:|--:|---|",
     ]
     places = _places(rows)
-    lines = []
+    lines, controls = [], _controls(rows)
     for net, epochs in dict.fromkeys(place[:2] for place in places):
         every = [row for place, group in places.items() if place[:2] == (net, epochs) for row in group]
         ours = sorted((row for row in every if row.peer in ALL_OURS), key=lambda row: _of(row).latency_ratio)
         start = f"| {net} | {stage(epochs)} "
         if ours:
-            lines.append(start + _beside_dense(ours, next((r for r in rows if _is_control(r, net, epochs)), None)))
+            lines.append(start + _beside_dense(ours, controls.get((net, epochs))))
         for other in _front([row for row in every if row.peer not in ALL_OURS]) if ours else []:
             found, apart = _of(other), [(row, _apart(row, other)[1]) for row in ours]
             line = f"| {_asked(other)} | {found.accuracy:.2f} | {found.latency_ratio:.2f} "
@@ -144,19 +160,14 @@ def latencies(rows: Sequence[Row]) -> str:
     return "\n".join([*head, *lines])
 
 
-def _is_control(row: Row, net: str, epochs: int) -> bool:
-    return (row.network, row.epochs, row.peer) == (net, epochs, DENSE) and row.found is not None
-
-
 def _beside_dense(ours: Sequence[Row], control: Row | None) -> str:
     """The dense network as it is, or, beside what is fine-tuned, trained as long."""
     if control is None:
         name, accuracy, latency = "the dense network", _of(ours[0]).dense_accuracy, 1.0
-        apart = [(row, _of(row).interval) for row in ours]
     else:
         name, accuracy = "the dense network, trained as long", _of(control).accuracy
         latency = _of(control).latency_ratio
-        apart = [(row, _apart(row, control)[1]) for row in ours]
+    apart = [(row, _from_dense(row, control)) for row in ours]
     return f"| {name} | {accuracy:.2f} | {latency:.2f} {_fastest(apart, latency)}"
 
 
