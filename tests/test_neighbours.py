@@ -6,6 +6,7 @@ import pytest
 import torch
 from nets import images, randomised, small_cnn
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 import tenfold
 from tenfold import Budget, Ranks
@@ -45,6 +46,15 @@ def test_a_compiled_model_goes_in_and_a_small_one_compiles():
     small = tenfold.compress(torch.compile(model), Budget(params=0.6), example=x).model
     compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x), small(x), atol=1e-5)
+
+
+def test_torch_folds_norms_into_factors():
+    model, x = randomised(small_cnn()), images(2, 3, 16, 16)
+    small = tenfold.compress(model, Budget(params=0.6), example=x).model
+    folded = fuse(small)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in small.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert torch.allclose(folded(x), small(x), atol=1e-5)
 
 
 def test_a_network_in_distributed_training():
