@@ -1,9 +1,14 @@
 """Every method is held to the contract on every awkward layer; a method added to DEFAULT inherits all of it."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tenfold import TenfoldError
+from tenfold._gauge import in_form
 from tenfold.methods import DEFAULT, SVD, JointSVD, SpatialSVD, TensorTrain
 from tenfold.testing import AWKWARD, CHECKS, Case, check_method
 
@@ -11,10 +16,66 @@ METHODS = (*DEFAULT, TensorTrain("naive"), JointSVD("right"), JointSVD("left"), 
 SERVED = [(method, name) for method in METHODS for name in AWKWARD if Case(name, method).sites]
 
 
+def named(value):
+    return value if isinstance(value, str) else repr(value)
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize(("method", "name"), SERVED, ids=lambda value: value if isinstance(value, str) else repr(value))
+@pytest.mark.parametrize(("method", "name"), SERVED, ids=named)
 def test_method(method, name, check):
     check(Case(name, method))
+
+
+class Operations(TorchDispatchMode):
+    """The names of all that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("method", "name"), SERVED, ids=named)
+def test_a_weight_says_what_it_is_like_at_no_cost_and_is_computed_by_who_uses_it(method, name):
+    case = Case(name, method)
+    for dense, new in case.pairs(case.ranks()[0]):
+        with Operations() as operations:
+            weight = new.weight
+            assert isinstance(weight, torch.Tensor)
+            for read in ("dtype", "device", "shape", "ndim", "is_meta", "is_cuda", "layout"):
+                assert getattr(weight, read) == getattr(dense.weight, read), read
+            for call in ("dim", "size", "numel", "element_size", "is_floating_point", "__len__"):
+                assert getattr(weight, call)() == getattr(dense.weight, call)(), call
+        assert not operations.seen
+        expected, factors = new.rebuilt(), [p for p in new.parameters() if p.dim() > 1]
+        assert torch.equal(weight, expected)
+        assert expected.shape == dense.weight.shape
+        for found, wanted in ((weight.sin(), expected.sin()), (2 * weight[1:], 2 * expected[1:])):
+            assert type(found) is torch.Tensor
+            assert torch.equal(found, wanted)
+        assert (weight.detach().numpy() == expected.detach().numpy()).all()
+        gradients = [torch.autograd.grad(one.square().sum(), factors) for one in (weight, expected)]
+        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+# torch.jit.script knows nothing of loops over the cores of a reshaped train.
+SCRIPTED = [(method, name) for method, name in SERVED if method != TensorTrain()]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # scripted models are in use all the same
+@pytest.mark.parametrize(
+    ("method", "name"), SCRIPTED, ids=lambda value: value if isinstance(value, str) else repr(value)
+)
+def test_factors_are_scripted(method, name):
+    case = Case(name, method)
+    for form in {"factors", "gauge"} & set(method.forms):
+        for new in case.new(case.ranks()[0]):
+            with suppress(TenfoldError):  # the form is not for this layer
+                formed = in_form(new, form)
+                torch.testing.assert_close(torch.jit.script(formed)(case.input), formed(case.input))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)

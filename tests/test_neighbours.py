@@ -48,6 +48,28 @@ def test_a_compiled_model_goes_in_and_a_small_one_compiles():
     assert torch.allclose(compiled(x), small(x), atol=1e-5)
 
 
+def test_a_forward_that_asks_a_layer_for_its_data_type_rebuilds_no_weight():
+    """As that of T5 does, three times; compiled, too."""
+
+    class Asking(Feedforward):
+        def forward(self, x):
+            hidden = self.up(x).relu()
+            if isinstance(self.down.weight, torch.Tensor) and hidden.dtype != self.down.weight.dtype:
+                hidden = hidden.to(self.down.weight.dtype)
+            return self.head(self.down(hidden))
+
+    asking, plain, x = Asking().eval(), Feedforward().eval(), images(3, 64)
+    plain.load_state_dict(asking.state_dict())
+    small = tenfold.compress(asking, Budget(params=0.4), example=x).model
+    silent = tenfold.compress(plain, Budget(params=0.4), example=x).model
+    assert isinstance(small.down, tenfold.Factored)
+    assert tenfold.measure(small, x).macs == tenfold.measure(silent, x).macs
+    assert torch.equal(small(x), silent(x))
+    compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), small(x), atol=1e-6)
+    assert torch.allclose(torch.export.export(small, (x,)).module()(x), small(x), atol=1e-6)
+
+
 def test_torch_folds_norms_into_factors():
     model, x = randomised(small_cnn()), images(2, 3, 16, 16)
     small = tenfold.compress(model, Budget(params=0.6), example=x).model

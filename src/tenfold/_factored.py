@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold._layers import groups, kernels, to_stored
+from tenfold._rebuilt import Rebuilt
 
 _READ_BY_OTHERS = (
     "in_features", "out_features", "nx", "nf", "num_embeddings", "embedding_dim", "padding_idx",
@@ -21,16 +22,21 @@ class Factored(nn.Sequential):
     """The factor layers of one dense layer, and what other code reads from that layer.
 
     `in_features`, `out_channels`, `stride`, ... are the dense layer's; `weight` is rebuilt from the factors each
-    time it is read (so it can be read, not written), and `bias` is the last factor's.
+    time something computes with it (so it can be read, not written), and `bias` is the last factor's.
     """
 
-    replaces: type[nn.Module]
+    __jit_unused_properties__ = ("weight", "bias")  # what torch.jit.script leaves out
+
+    def __init__(self, *factors: Any) -> None:
+        super().__init__(*factors)
+        self.replaces: type[nn.Module] = nn.Module
+        self.weight_shape = torch.Size()
 
     @classmethod
     def of(cls, dense: Any, *factors: nn.Module) -> "Factored":
         """Chain `factors` in the place of `dense`."""
         new = cls(*factors)
-        new.replaces = type(dense)
+        new.replaces, new.weight_shape = type(dense), dense.weight.shape
         for name in _READ_BY_OTHERS:
             if hasattr(dense, name):
                 setattr(new, name, getattr(dense, name))
@@ -38,6 +44,12 @@ class Factored(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
+        """The dense weight that the factors stand for; its shape, data type and device cost nothing to read."""
+        if torch.compiler.is_compiling():  # which leaves out what is not used, and follows no tensors of other kinds
+            return self.rebuilt()
+        return Rebuilt(self.rebuilt, self.weight_shape, next(self.parameters()))
+
+    def rebuilt(self) -> Tensor:
         """The dense weight that the factors stand for, in the shape in which the dense layer stores it."""
         return to_stored(self.replaces, _chained(self, groups(self)))
 
@@ -64,11 +76,13 @@ class Factored(nn.Sequential):
         if not middle or any(part.shape[1:3] != (first.shape[1], 1) for part in middle):
             return None
         squares = [_squares(first, 1), *(_squares(part, 1) for part in middle), _squares(last, 2)]
-        return float(reduce(torch.mul, squares).sum() / self.weight.detach().double().square().sum())
+        return float(reduce(torch.mul, squares).sum() / self.rebuilt().detach().double().square().sum())
 
 
 class Sum(nn.Module):
     """Two chains of factor layers whose outputs add."""
+
+    __jit_unused_properties__ = ("bias",)
 
     def __init__(self, first: nn.Sequential, second: nn.Sequential) -> None:
         super().__init__()

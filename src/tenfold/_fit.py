@@ -185,7 +185,7 @@ def descend(
 
 def stood_for(factored: Factored) -> Tensor:
     """W', the weight that the factors stand for, `(g, O, K)`."""
-    return from_stored(factored.replaces, factored.weight, groups(factored)).flatten(2)
+    return from_stored(factored.replaces, factored.rebuilt(), groups(factored)).flatten(2)
 
 
 def _error(dense: Any, factored: Factored) -> Tensor:

@@ -25,12 +25,12 @@ class Gauged(nn.Module):
         self.groups, self.axis = groups(last), 1 if kernel_size(last) else -1
         self.rest = factor(last, width, outputs - width).to(last.weight.device)
         self.register_buffer("order", torch.empty(outputs, dtype=torch.int64, device=last.weight.device))
-        self.bias = last.bias
+        self.bias, self.bias_shape = last.bias, [-1] + [1] * len(kernel_size(last))
 
     def forward(self, x: Tensor) -> Tensor:
         """All outputs."""
         y = torch.cat([x, self.rest(x)], self.axis).index_select(self.axis, self.order)
-        return y if self.bias is None else y + self.bias.reshape(-1, *[1] * (0 if self.axis < 0 else y.dim() - 2))
+        return y if self.bias is None else y + self.bias.reshape(self.bias_shape)
 
     def kernels(self) -> Tensor:
         """The kernels of the factor that it stands for, `(g, o, r, ...)`."""

@@ -92,7 +92,7 @@ def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
     def around(factored: Any, _: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
             with torch.autocast(device.type, enabled=False):  # products of factors in full precision
-                weights = {"weight": factored.weight}
+                weights = {"weight": factored.rebuilt()}
             if factored.bias is not None:
                 weights["bias"] = factored.bias
             return functional_call(layers[factored], weights, args, kwargs)

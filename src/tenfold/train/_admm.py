@@ -65,7 +65,7 @@ class ADMM(Hooks):
         for step in self.plan.steps:
             layers = [_with_weight(model.get_submodule(name), given[name]) for name in step.layers]
             new = made(find(step.method), Site(step.layers, tuple(layers)), step.rank)
-            found.update({name: factored.weight.detach() for name, factored in zip(step.layers, new, strict=True)})
+            found.update({name: factored.rebuilt().detach() for name, factored in zip(step.layers, new, strict=True)})
         return [found[name] for name in self._names]
 
 

@@ -120,7 +120,7 @@ def multiplied_out(small: nn.Module, dense: nn.Module) -> nn.Module:
     state = small.state_dict()
     for name in replaced(small):
         factored: Any = small.get_submodule(name)
-        state[f"{name}.weight"] = factored.weight.detach()
+        state[f"{name}.weight"] = factored.rebuilt().detach()
         if factored.bias is not None:
             state[f"{name}.bias"] = factored.bias.detach()
     new.load_state_dict({name: state[name] for name in new.state_dict()})
