@@ -70,6 +70,19 @@ def test_a_forward_that_asks_a_layer_for_its_data_type_rebuilds_no_weight():
     assert torch.allclose(torch.export.export(small, (x,)).module()(x), small(x), atol=1e-6)
 
 
+def test_replicas_of_data_parallel_run():
+    """They hold tensors in the place of parameters; without several GPUs there are none, so it is done by hand here."""
+    x, dense = images(3, 64), nn.Linear(64, 48)
+    small = tenfold.apply(nn.Sequential(dense), tenfold.plan(nn.Sequential(dense), Ranks(share=0.3), example=x))
+    expected, weight = small(x), small[0].rebuilt()
+    for factor in small[0]:
+        values = dict(factor._parameters)
+        factor._parameters.clear()
+        vars(factor).update({name: None if value is None else value.detach() for name, value in values.items()})
+    assert torch.equal(small(x), expected)
+    assert torch.equal(small[0].weight, weight)
+
+
 def test_torch_folds_norms_into_factors():
     model, x = randomised(small_cnn()), images(2, 3, 16, 16)
     small = tenfold.compress(model, Budget(params=0.6), example=x).model

@@ -45,9 +45,11 @@ class Factored(nn.Sequential):
     @property
     def weight(self) -> Tensor:
         """The dense weight that the factors stand for; its shape, data type and device cost nothing to read."""
-        if torch.compiler.is_compiling():  # which leaves out what is not used, and follows no tensors of other kinds
+        like = next(self.parameters(), None)  # replicas of DataParallel hold none
+        # Compilers leave out what is not used, and follow no tensors of other kinds.
+        if like is None or torch.compiler.is_compiling():
             return self.rebuilt()
-        return Rebuilt(self.rebuilt, self.weight_shape, next(self.parameters()))
+        return Rebuilt(self.rebuilt, self.weight_shape, like)
 
     def rebuilt(self) -> Tensor:
         """The dense weight that the factors stand for, in the shape in which the dense layer stores it."""
