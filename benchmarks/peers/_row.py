@@ -52,7 +52,7 @@ class Row(Record):
     @property
     def network(self) -> str:
         """What tells networks apart: the name, and the data where another was meant for the network."""
-        return self.net if self.data == USUAL[self.net] else f"{self.net} on {self.data}"
+        return " on ".join([self.net, *_unusual(self.net, self.data)])
 
     def line(self) -> str:
         """The row in one line, for the terminal."""
@@ -81,7 +81,7 @@ class Job:
     @property
     def options(self) -> list[str]:
         """What makes this row and no other."""
-        data = "" if self.data == USUAL[self.net] else f" --data {self.data}"
+        data = "".join(f" --data {data}" for data in _unusual(self.net, self.data))
         named = f"--net {self.net}{data} --peer {self.peer} --params {self.params:g} --seed {self.seed}"
         tuned = f" --tuned --epochs {self.epochs}" if self.epochs else ""
         return shlex.split(named + tuned + " --quick" * self.quick)
@@ -94,6 +94,11 @@ class Job:
     @property
     def stem(self) -> str:
         """The name of this job's files."""
-        data = () if self.data == USUAL[self.net] else (self.data,)
+        data = _unusual(self.net, self.data)
         parts = (self.net, *data, self.peer, f"{self.params:g}", self.seed, self.epochs)
         return "-".join(["peers", *map(str, parts)]) + "-quick" * self.quick
+
+
+def _unusual(net: str, data: str) -> list[str]:
+    """The data, where they are not those that are usual for the network."""
+    return [] if data == USUAL[net] else [data]
