@@ -1,5 +1,6 @@
 """Every method is held to the contract on every awkward layer; a method added to DEFAULT inherits all of it."""
 
+import operator
 from contextlib import suppress
 
 import pytest
@@ -59,6 +60,31 @@ def test_a_weight_says_what_it_is_like_at_no_cost_and_is_computed_by_who_uses_it
         assert (weight.detach().numpy() == expected.detach().numpy()).all()
         gradients = [torch.autograd.grad(one.square().sum(), factors) for one in (weight, expected)]
         assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        nn.init.zeros_,
+        lambda weight: weight.mul_(2),
+        lambda weight: weight.data.clamp_(-1, 1),
+        lambda weight: weight.requires_grad_(False),
+        lambda weight: operator.imul(weight, 2),
+        lambda weight: operator.setitem(weight, 0, 0.0),
+        lambda weight: setattr(weight, "requires_grad", False),
+        lambda weight: setattr(weight, "data", torch.zeros(3)),
+    ],
+)
+def test_what_would_write_to_a_weight_is_refused(write):
+    """It would be lost: there is no such tensor."""
+    (new,) = Case("conv2d", SVD("output")).new((2,))
+    with (
+        torch.no_grad(),
+        pytest.raises(TenfoldError, match="computed from its factors, so it can be read but not"),
+    ):
+        write(new.weight)
+    assert torch.equal(new.weight.data, new.rebuilt())
+    new.weight.data.clone().zero_()  # of a copy, whatever is wanted
 
 
 # torch.jit.script knows nothing of loops over the cores of a reshaped train.

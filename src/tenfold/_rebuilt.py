@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from tenfold._errors import TenfoldError
+
 _GETTERS = ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized")
 _METHODS = ("dim", "size", "numel", "nelement", "element_size", "is_floating_point", "is_complex", "__len__")
 _TOLD = {getattr(Tensor, name).__get__ for name in _GETTERS} | {getattr(Tensor, name) for name in _METHODS}
+
+
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_WRITERS = {"__set__", "__setitem__"} | {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "matmul")}
 
 
 class Rebuilt(Tensor):
@@ -30,16 +36,34 @@ class Rebuilt(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Tell what is known; compute the values for all else."""
+        """Tell what is known; compute the values for all else.
+
+        Raises:
+            TenfoldError: if something would write to the weight, which would be lost.
+        """
         if func in _TOLD:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if func == _DATA:  # what is written to it is meant for the weight
+            (weight,) = args
+            return Rebuilt(lambda: weight._values().detach(), weight.shape, weight)
+        if _writes(func) and isinstance(args[0], Rebuilt):
+            raise TenfoldError(
+                f"{func.__name__}: the weight of a compressed layer is computed from its factors, so it can be read "
+                "but not changed; change the factors, the modules inside the layer, or the dense network before."
+            )
         return _computed(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """The same for what operations in C++ ask."""
         return _computed(func, args, kwargs)
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function changes its first argument, by its name: as `mul_`, `__imul__`, `__setitem__` do."""
+    name = str(func.__name__)
+    return name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
 
 
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
