@@ -359,3 +359,42 @@ def test_curves_are_near_what_fits_reach(shared_data):
     assert min(ratios) > 0.9
     assert np.median(ratios) < 1.35
     assert max(ratios) < 2.5
+
+
+class Poles(nn.Module):
+    """A layer that sees infinite inputs whatever the data, beside others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.odd = nn.Linear(16, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        y = self.second(self.first(x))
+        return y + torch.nan_to_num(self.odd((0 * y).log()), 0, 0, 0)
+
+
+def test_layers_that_see_no_numbers_stay_dense():
+    model, x = randomised(Poles()), images(200, 16)
+    with pytest.warns(TenfoldWarning, match="1 of 3 layers saw NaN or infinite inputs, odd first: they stay dense"):
+        result = tenfold.compress(model, Budget(params=0.6), example=x, calibration=[x])
+    assert result.report.left_dense["odd"] == "its inputs were NaN or infinite in calibration"
+    assert result.report.small.params <= 0.6 * result.report.dense.params
+    assert result.model(x).isfinite().all()
+    with pytest.warns(TenfoldWarning, match="saw NaN"):
+        statistics = tenfold.calibrate(model, [x])
+    by_weights = tenfold.plan(model, Ranks(share=0.2), example=x)
+    with pytest.raises(TenfoldError, match="odd saw NaN or infinite inputs in calibration, and cannot be fitted"):
+        tenfold.apply(model, by_weights, statistics)
+    with pytest.warns(TenfoldWarning), pytest.raises(TenfoldError, match="its inputs were NaN or infinite in cal"):
+        tenfold.compress(model, Budget(params=0.6), example=x, calibration=[x.nan_to_num() * torch.nan])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
+def test_data_that_do_not_vary_leave_the_weights_to_judge(value):
+    """Of them S holds nothing but what rounding leaves."""
+    model, x = randomised(small_cnn()), images(4, 3, 16, 16)
+    statistics = tenfold.calibrate(model, [torch.full((4, 3, 16, 16), value)] * 4)
+    found = tenfold.options(model, example=x, statistics=statistics)
+    assert all(np.isfinite(ladder.errors).all() for ladder in found.ladders)
+    small = tenfold.apply(model, found.plan(Budget(params=0.6)), statistics)
+    assert small(x).isfinite().all()

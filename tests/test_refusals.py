@@ -24,6 +24,11 @@ class Failing(nn.Module):
         raise KeyError("lost")
 
 
+def exported(*layers):
+    """The module that torch.export makes."""
+    return torch.export.export(nn.Sequential(*layers), (images(2, 3, 16, 16),)).module()
+
+
 GOOD = {"model": small_cnn(), "target": Budget(params=0.5), "example": images(1, 3, 16, 16)}
 
 REFUSED = {
@@ -36,6 +41,15 @@ REFUSED = {
     "not a model": ({"model": "resnet"}, "is a str"),
     "meta": ({"model": small_cnn().to("meta")}, "meta device"),
     "lazy": ({"model": nn.Sequential(nn.LazyLinear(4))}, "run the model once"),
+    "one layer": (
+        {"model": nn.Conv2d(3, 64, 3)},
+        r"the model itself \(1,792: the model is this layer alone, .*Sequential",
+    ),
+    "exported": ({"model": exported(nn.Conv2d(3, 8, 3))}, "give the module that it was exported from"),
+    "complex": (
+        {"model": nn.Sequential(nn.Linear(9, 9, dtype=torch.cfloat)), "example": images(2, 9).cfloat()},
+        r"0 \(90: its parameters are no real floating-point numbers\)",
+    ),
     "not a target": ({"target": 0.5}, r"Budget\(params=0\.5\)"),
     "no methods": ({"methods": []}, "methods is empty"),
     "not a method": ({"methods": ["svd"]}, "give instances"),
@@ -55,6 +69,12 @@ def test_refused(case):
     with pytest.raises(TenfoldError, match=says) as refused:
         tenfold.compress(arguments.pop("model"), arguments.pop("target"), **arguments)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_a_scripted_model_is_refused():
+    with pytest.raises(TenfoldError, match="give the module it was made from"):
+        tenfold.options(torch.jit.script(small_cnn()), example=images(1, 3, 16, 16))
 
 
 def test_every_refusal_is_a_value_error():

@@ -84,6 +84,11 @@ class LayerStatistics:
         return replace(self, **{name: getattr(self, name)[~gone_g] for name in parts})
 
     @property
+    def is_finite(self) -> bool:
+        """Whether no patch held NaN or infinite values."""
+        return bool(self.total.isfinite().all())
+
+    @property
     def neglected(self) -> float:
         """How much the blocks get wrong, relative: 0 where all products are kept, else found by random directions."""
         if self.gram.shape[1] in (1, self.total.shape[1]):
@@ -274,6 +279,10 @@ def _on_disk(told: Statistics) -> Statistics:
 
 
 def _warn(sums: Mapping[str, LayerStatistics]) -> None:
+    bad = [name for name, layer in sums.items() if not layer.is_finite]
+    if bad:
+        text = f"{len(bad)} of {len(sums)} layers saw NaN or infinite inputs, {bad[0]} first: they stay dense."
+        warnings.warn(f"{text} Look at the data.", TenfoldWarning, stacklevel=3)
     few = [name for name, layer in sums.items() if layer.gram.shape[1] == 1 and layer.count < layer.total.shape[1]]
     if few:
         first = sums[few[0]]

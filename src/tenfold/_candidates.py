@@ -301,7 +301,7 @@ def options(
     if isinstance(freeze, str):
         raise TenfoldError(f'freeze is one string; give a list of patterns: ["{freeze}"].')
     freeze = tuple(freeze)
-    graph = _frozen(trace(model, inputs), freeze)
+    graph = _seen(_frozen(trace(model, inputs), freeze), statistics)
     candidates = _without_twins([Candidate(site, method) for method in chosen for site in method.sites(graph)])
     pruning = None if removing is None else Pruning.of(removing, model, graph, inputs, statistics)
     served, stays = (pruning.served, pruning.reasons) if pruning else (set[str](), {})
@@ -405,6 +405,16 @@ def _frozen(graph: Graph, patterns: Iterable[str]) -> Graph:
         if not names:
             raise TenfoldError(f'freeze pattern "{pattern}" matches no layer; layers are {_some(layers)}.')
         layers.update({name: replace(layers[name], reason=f'frozen by "{pattern}"') for name in names})
+    return Graph(layers)
+
+
+def _seen(graph: Graph, statistics: Statistics | None) -> Graph:
+    """The same, in which layers stay dense about which calibration could tell nothing."""
+    bad = {name for name, told in statistics.layers.items() if not told.is_finite} if statistics else set[str]()
+    reason = "its inputs were NaN or infinite in calibration"
+    layers = {
+        n: replace(layer, reason=layer.reason or reason) if n in bad else layer for n, layer in graph.layers.items()
+    }
     return Graph(layers)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tenfold._calibrate import Statistics
+from tenfold._errors import TenfoldError
 from tenfold._factored import Factored, materialise
 from tenfold._layers import channels, from_stored, groups, has_bias, matrices
 from tenfold._method import Curve, Method, Site
@@ -39,8 +40,16 @@ def metrics_of(site: Site, statistics: Statistics | None) -> tuple[Metric, ...] 
 
 
 def metric_of(name: str, dense: Any, statistics: Statistics | None) -> Metric | None:
-    """The metric of a layer; None where calibration told nothing about it."""
+    """The metric of a layer; None where calibration told nothing about it.
+
+    Raises:
+        TenfoldError: if its inputs were not all finite.
+    """
     told = statistics.layers.get(name) if statistics else None
+    if told is not None and not told.is_finite:
+        raise TenfoldError(
+            f"{name} saw NaN or infinite inputs in calibration, and cannot be fitted; mend the data, or leave it dense."
+        )
     return None if told is None else Metric.of(told.on(dense.weight.device), has_bias=has_bias(dense))
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tenfold._calibrate import LayerStatistics
 
+_ROUNDING = 1e-12  # of the mean square, which is all that S holds of inputs that do not vary
 _FLOOR = 1e-6  # of the mean variance: directions that calibration never saw count by this much
 _RESPONSE_FLOOR = 1e-3
 _MANY = 10  # patches for each input, and S is taken as it is
@@ -34,21 +35,23 @@ class Metric:
         """The metric of a layer. Where patches are few, S is evened out by the shrinkage of Ledoit & Wolf (2004)."""
         count, blocks, size = told.count, told.gram.shape[1], told.gram.shape[2]
         mean = told.total / count if has_bias or told.norm is not None else None
-        moment = told.gram / count
+        moment, inputs = told.gram / count, told.total.shape[1]
+        square = moment.diagonal(dim1=-2, dim2=-1).sum((1, 2)) / inputs
         parts = told.total.new_zeros(len(told.total), blocks * size)
         if mean is not None and size > 1:  # centred, the counts of an embedding would not be diagonal
             parts[:, : mean.shape[1]] = mean
             split = parts.unflatten(1, (blocks, size))
             moment = moment - split[..., :, None] * split[..., None, :]
-        inputs = told.total.shape[1]
         level = (moment.diagonal(dim1=-2, dim2=-1).sum((1, 2)) / inputs).clamp_min(1e-30)  # inputs may all be zero
         real = torch.arange(blocks * size, device=level.device) < inputs
-        even = level[:, None, None, None] * torch.diag_embed(real.double().unflatten(0, (blocks, size)))
+        one = torch.diag_embed(real.double().unflatten(0, (blocks, size)))
+        even = level[:, None, None, None] * one
+        floor = (_FLOOR * level).maximum(_ROUNDING * square)
         chance = (told.quartic / count - moment.square().sum((1, 2, 3))).clamp_min(0) / count
         share = (chance / (moment - even).square().sum((1, 2, 3)).clamp_min(1e-300)).clamp(max=1)
         if count > _MANY * size:
             share = torch.zeros_like(share)
-        shrunk = moment + share[:, None, None, None] * (even - moment) + _FLOOR * even
+        shrunk = moment + share[:, None, None, None] * (even - moment) + floor[:, None, None, None] * one
         return cls(shrunk, _response(told), mean)
 
     def to(self, dtype: torch.dtype) -> "Metric":
@@ -74,7 +77,7 @@ class Metric:
 
 def _response(told: LayerStatistics) -> Tensor | None:
     level = told.response.diagonal(dim1=-2, dim2=-1).mean() / told.count
-    if not level > 0:
+    if not (level > 0 and told.response.isfinite().all()):
         return None
     even = torch.eye(told.response.shape[-1], dtype=level.dtype, device=level.device)
     return told.response / told.count + _RESPONSE_FLOOR * level * even

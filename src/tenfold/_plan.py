@@ -14,7 +14,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from tenfold._errors import TenfoldError
 
@@ -129,7 +129,8 @@ class Fingerprint(Record):
     @classmethod
     def of(cls, model: nn.Module) -> "Fingerprint":
         """The fingerprint of `model`, which may be on the meta device."""
-        state = [f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict(keep_vars=True).items()]
+        every = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+        state = [f"{n} {tuple(t.shape)} {t.dtype}" for n, t in every.items()]
         return cls(
             tensors=len(state),
             params=sum(p.numel() for p in model.parameters()),

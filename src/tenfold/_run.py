@@ -25,10 +25,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside data-parallel and `torch.compile` wrappers, with parametrisations folded (on a copy).
 
     Raises:
-        TenfoldError: if its weights are sharded, uninitialised, or it is no `nn.Module`.
+        TenfoldError: if its weights are sharded, uninitialised, it is scripted, or no `nn.Module`.
     """
     if not isinstance(model, nn.Module):
         raise TenfoldError(f"the model is a {type(model).__name__}; give a torch.nn.Module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TenfoldError("the model is scripted, so its layers cannot be replaced; give the module it was made from.")
     while (attribute := _WRAPPERS.get(type(model).__name__)) is not None:
         model = getattr(model, attribute)
     for name, module in model.named_modules():
@@ -84,7 +86,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
-            model.eval()
+            _into_eval_mode(model)
             yield
     finally:
         for module, training in modes.items():
@@ -94,6 +96,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             if value is not None and not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
+
+
+def _into_eval_mode(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:  # what torch.export makes
+        reason = str(error).rstrip(".")
+        raise TenfoldError(
+            f"the model has no eval mode ({reason}); give the module that it was exported from."
+        ) from None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenfold._data import Inputs
-from tenfold._layers import LAYERS, channels, owners
+from tenfold._layers import LAYERS, channels, kind, owners
 from tenfold._run import forward, undisturbed, watched
 
 
@@ -70,6 +70,12 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
         calls = watch.calls.get(module, [])
         if any(times[id(p)] > 1 for p in module._parameters.values() if p is not None):
             return "its weight is shared with another layer"
+        if not all(p.is_floating_point() for p in module._parameters.values() if p is not None):
+            return "its parameters are no real floating-point numbers"
+        if isinstance(module, torch.jit.ScriptModule):
+            return "it is scripted"
+        if module is model and issubclass(kind(module), LAYERS):
+            return "the model is this layer alone, and stays what it is; put it into a torch.nn.Sequential"
         if module in replaced:
             return "its forward was replaced on the instance"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
