@@ -110,6 +110,8 @@ def test_the_line_that_must_work(place):
     assert sorted(p.name for p in (place / "folder").iterdir()) == ["model.safetensors", "plan.json", "report.json"]
     report = json.loads((place / "folder" / "report.json").read_text())
     assert report["small"]["params"] <= 0.5 * report["dense"]["params"]
+    shown = {tuple(line.split()) for line in done.stdout.splitlines()}
+    assert {tuple(line.split()) for line in str(tenfold.Report(**report)).splitlines()} <= shown
     verified = tenfold_cli(place, "verify", "folder", "--weights", "w.pt", "--input", "1,3,16,16", "--json")
     assert json.loads(verified.stdout)["drift"]["relative"] == pytest.approx(report["drift"]["relative"], rel=1e-4)
     for name in ("net.onnx", "net.pt2"):

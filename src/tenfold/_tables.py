@@ -118,7 +118,7 @@ def reasons_table(reasons: Mapping[str, str]) -> Table:
 
 def report_table(report: Report, metric: str = "metric") -> Table:
     """Before and after."""
-    table = _table("", *"dense", "small", "small / dense")
+    table = _table("", "dense", "small", "small / dense")
     for line in report.lines(metric):
         table.add_row(*line)
     return table
