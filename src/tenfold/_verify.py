@@ -117,7 +117,7 @@ class Report(Record):
             found.append((metric, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"))
         if self.metric is not None and self.metric.interval:
             found.append(("95 % interval of its change", "", interval_text(self.metric.interval), ""))
-        return [*found, ("relative drift of the outputs", "", f"{self.drift.relative:.4f}", "")]
+        return [*found, ("relative drift of the outputs", "", f"{self.drift.relative:.4g}", "")]
 
     def dumps(self) -> str:
         """JSON, indented; numbers of one list stand on one line."""
