@@ -130,7 +130,11 @@ def test_a_loss_of_ones_own():
     outputs = model(x)
     logits = outputs.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, labels), logits)
-    assert torch.allclose(statistics.layers["1"].response[0], 20 * (gradient.T @ gradient).double(), rtol=1e-4)
+    expected = 20 * (gradient.T @ gradient).double()
+    assert torch.allclose(statistics.layers["1"].response[0], expected, rtol=1e-4)
+    # Gradients whose squares are nothing in single precision.
+    tiny = tenfold.calibrate(model, [(x, labels)], loss=lambda *of: 1e-24 * nn.functional.cross_entropy(*of))
+    assert torch.allclose(tiny.layers["1"].response[0] * 1e48, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(20, 12), nn.Conv2d(5, 12, 3, padding=1), nn.Conv2d(8, 12, 3, groups=2)])
@@ -184,7 +188,7 @@ def test_every_method_fits_the_data_better_than_the_weights_do(method):
         seen = torch.cat([x.roll(turn, -1) for turn in range(12)])
         metrics = _fit.metrics_of(site, told(case.model, seen.cumsum(-1) if x.is_floating_point() else seen))
         whole = _fit.lost_altogether(site, metrics)
-        curve = _fit.kept_curve(method, site, metrics)
+        curve = _fit.kept_curve(method, site, metrics, whole)
 
         def error(new, site=site, metrics=metrics, whole=whole):
             each = zip(new, site.modules, metrics, strict=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold._linalg import discarded, evbmf_rank, hooi, hosvd, spectrum, truncated
+from tenfold._linalg import discarded, evbmf_rank, gram, hooi, hosvd, spectrum, truncated
 
 
 def matrix(rows, columns, seed=0, dtype=torch.float64):
@@ -23,6 +23,12 @@ def test_discarded_energy_is_the_error_of_the_best_fit():
     for rank, found in enumerate(discarded(spectrum(w))[0]):
         best = (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
         assert float(found) == pytest.approx(float((w - best).square().sum()), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 511, 512, 515, 1030])
+def test_gram_in_blocks_is_the_whole_product(rows):
+    w = torch.stack([matrix(rows, 7)[0], matrix(rows, 7, seed=1)[0]])
+    assert torch.allclose(gram(w), w @ w.mT, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(6, 11), (11, 6)])

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from tenfold._data import Inputs, batches_of
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
+from tenfold._linalg import gram
 from tenfold._patches import patches, responses
 from tenfold._resume import Each, kept, write_tensors
 from tenfold._run import forward, is_sharded, undisturbed, unwrapped, watched
@@ -326,9 +327,16 @@ def _told(
         gradients = torch.autograd.grad(scalar, [moved for _, moved, _ in calls], allow_unused=True)
     for (name, _, count), gradient in zip(calls, gradients, strict=True):
         if gradient is not None:
-            q_gop = responses(model.get_submodule(name), gradient).double()
-            sums[name] = replace(sums[name], response=sums[name].response + count * (q_gop @ q_gop.mT))
+            products = _products(responses(model.get_submodule(name), gradient))
+            sums[name] = replace(sums[name], response=sums[name].response + count * products)
     return sums
+
+
+def _products(q_gop: Tensor) -> Tensor:
+    """Q q^T. Nothing is taken off it, so single precision does; gradients may be so small that squares vanish."""
+    scale = q_gop.abs().amax().double().clamp_min(1e-300)
+    wide = (q_gop.double() / scale).to(torch.promote_types(q_gop.dtype, torch.float32))
+    return gram(wide).double() * scale.square()
 
 
 def _mixture(outputs: Any, generator: torch.Generator) -> Tensor | None:
@@ -371,7 +379,7 @@ def moments(x_gkp: Tensor, outputs: int, norm: str | None) -> LayerStatistics:
     return LayerStatistics(
         count=total.new_tensor(x_gkp.shape[2]),
         total=total,
-        gram=parts @ parts.mT,
+        gram=gram(parts),
         quartic=torch.linalg.vector_norm(x_gkp, dim=1).pow(4).sum(-1),
         response=total.new_zeros(len(total), outputs, outputs),
         probes=(_directions(total) @ x_gkp).square().sum(-1) if blocks > 1 else total.new_zeros(len(total), 0),

@@ -176,9 +176,17 @@ class Options:
     @cached_property
     def ladders(self) -> tuple[Ladder, ...]:
         """Error and cost of every option of every candidate."""
-        told = self.statistics
-        pieces = [(some.method, some.site, told and told.of(some.site.layers)) for some in self.candidates]
-        return tuple(map(self._ladder, self.candidates, each("curves", errors_of, pieces)))
+        together: dict[tuple[str, ...], list[Candidate]] = {}
+        for some in self.candidates:
+            together.setdefault(some.site.layers, []).append(some)
+        pieces = [
+            ([some.method for some in group], group[0].site, self.statistics and self.statistics.of(layers))
+            for layers, group in together.items()
+        ]
+        found: dict[Candidate, Ladder] = {}
+        for group, (curves, *whole) in zip(together.values(), each("curves", errors_of, pieces), strict=True):
+            found |= {some: self._ladder(some, curve, *whole) for some, curve in zip(group, curves, strict=True)}
+        return tuple(found[some] for some in self.candidates)
 
     @cached_property
     def dense_costs(self) -> dict[str, NDArray[np.int64]]:
@@ -250,21 +258,23 @@ class Options:
         least = dense + int(ladder.costs[:, 0].min())
         return f"no rank is cheaper: the least takes {least:,} parameters; dense takes {dense:,}"
 
-    def _ladder(self, candidate: Candidate, found: tuple[Curve, NDArray[np.float64], bool]) -> Ladder:
-        curve, whole, is_told = found
+    def _ladder(self, candidate: Candidate, curve: Curve, whole: NDArray[np.float64], is_told: bool) -> Ladder:
         errors, changes = curve.errors / np.maximum(whole, 1e-300), self.change(candidate, curve.ranks)
         moves = whole if is_told else None
         return Ladder(candidate, curve.ranks, errors, changes, self.dense_cost(candidate), moves)
 
 
-def errors_of(method: Method, site: Site, statistics: Statistics | None) -> tuple[Curve, NDArray[np.float64], bool]:
-    """The curve, what it counts to lose each of the site's layers altogether, and whether that is in their outputs."""
+def errors_of(
+    methods: Sequence[Method], site: Site, statistics: Statistics | None
+) -> tuple[list[Curve], NDArray[np.float64], bool]:
+    """Every method's curve; what it counts to lose each of the site's layers, and whether that is in the outputs."""
     metrics = metrics_of(site, statistics)
-    curve = kept_curve(method, site, metrics)
     if metrics is not None:
-        return curve, lost_altogether(site, metrics), True
-    norms = [torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64) for module in site.modules]
-    return curve, np.array([float(norm) ** 2 for norm in norms]), False
+        whole = lost_altogether(site, metrics)
+    else:
+        norms = [torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64) for module in site.modules]
+        whole = np.array([float(norm) ** 2 for norm in norms])
+    return [kept_curve(method, site, metrics, whole) for method in methods], whole, metrics is not None
 
 
 def options(

@@ -64,25 +64,28 @@ def made(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric] | Non
                 method.fill(site, rank, new)
                 return whole.state_dict()
             method.fill_in(site, rank, new, metrics)
-        descend(site, new, metrics, _STEPS)
+        descend(site, new, metrics, lost_altogether(site, metrics), _STEPS)
         return whole.state_dict()
 
     whole.load_state_dict(kept("factors", lambda: (method, site.modules, rank, metrics), filled))
     return new
 
 
-def kept_curve(method: Method, site: Site, metrics: Sequence[Metric] | None) -> Curve:
-    """Squared errors of each of the site's layers at each rank: of the weights, or of fits in the metrics."""
+def kept_curve(method: Method, site: Site, metrics: Sequence[Metric] | None, whole: Floats) -> Curve:
+    """Squared errors of each of the site's layers at each rank: of the weights, or of fits in the metrics.
+
+    `whole` is what it counts to lose each layer altogether.
+    """
 
     def found() -> dict[str, Tensor]:
-        made = method.curve(site) if metrics is None else _curve(method, site, metrics)
+        made = method.curve(site) if metrics is None else _curve(method, site, metrics, whole)
         return {name: torch.from_numpy(array.copy()) for name, array in vars(made).items()}
 
     tensors = kept("curve", lambda: (method, site.modules, metrics), found)
     return Curve(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
-def _curve(method: Method, site: Site, metrics: Sequence[Metric]) -> Curve:
+def _curve(method: Method, site: Site, metrics: Sequence[Metric], whole: Floats) -> Curve:
     """Squared errors of fits in the metrics, layer by layer, at each rank of the method's own curve.
 
     Exact where the method knows them in closed form. Else a few ranks are tried; between them, the ratio of the error
@@ -92,13 +95,25 @@ def _curve(method: Method, site: Site, metrics: Sequence[Metric]) -> Curve:
     closed = method.curve_in(site, metrics)
     if closed is not None:
         return closed
-    plain, whole = method.outline(site), lost_altogether(site, metrics)
+    plain = method.outline(site)
     energies = np.array([float(matrices(dense).square().sum()) for dense in site.modules])
     errors, overall = plain.errors / np.maximum(energies, 1e-300), plain.errors.sum(1) / max(energies.sum(), 1e-300)
     size = plain.ranks.prod(axis=1)
     enough = [np.flatnonzero(overall <= share) for share in (np.inf, *_TRIED)]
     tried = [index for index in {int(ranks[size[ranks].argmin()]) for ranks in enough} if overall[index] > 1e-12]
-    found = [_tried(method, site, tuple(map(int, plain.ranks[index])), metrics) / whole for index in tried]
+    single = [metric.to(torch.float32) for metric in metrics]  # the same to five digits, in half of the time
+
+    def missed(index: int) -> Floats:
+        rank = tuple(map(int, plain.ranks[index]))
+        new = _empty(method, site, rank)
+        with torch.no_grad():
+            method.draft(site, rank, new, metrics)
+        descend(site, new, single, whole, _CURVE_STEPS, torch.float32)
+        with torch.no_grad():
+            each = zip(site.modules, new, single, strict=True)
+            return np.array([float(metric.square(_error(dense, factored).float())) for dense, factored, metric in each])
+
+    found = [missed(index) / whole for index in tried]
     logs = np.log(np.maximum(errors, 1e-300))
     ratios = np.log(np.maximum(np.reshape(found, (-1, len(whole))), 1e-300)) - logs[tried]
     return Curve(plain.ranks, whole * errors * np.exp(_between(logs, logs[tried], ratios)))
@@ -142,28 +157,22 @@ def _empty(method: Method, site: Site, rank: Rank) -> tuple[Factored, ...]:
     return new
 
 
-def _tried(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric]) -> Floats:
-    new = _empty(method, site, rank)
-    with torch.no_grad():
-        method.draft(site, rank, new, metrics)
-    descend(site, new, metrics, _CURVE_STEPS, torch.float32)  # the same to five digits, in half of the time
-    with torch.no_grad():
-        each = zip(site.modules, new, metrics, strict=True)
-        return np.array([float(metric.square(_error(dense, factored))) for dense, factored, metric in each])
-
-
 def descend(
     site: Site,
     new: Sequence[Factored],
     metrics: Sequence[Metric],
+    whole: Floats,
     steps: int,
     dtype: torch.dtype = torch.float64,
     fixed: Collection[nn.Parameter] = (),
 ) -> None:
-    """Lower the error in the metrics, summed over layers, by L-BFGS, on all factors at once that are not fixed."""
+    """Lower the error in the metrics, summed over layers, by L-BFGS, on all factors at once that are not fixed.
+
+    `whole` is what it counts to lose each layer altogether.
+    """
     sizes = [metric.inputs.numel() * channels(dense)[1] for dense, metric in zip(site.modules, metrics, strict=True)]
     steps = max(5, min(steps, int(_WORK / sum(sizes))))
-    scale = float(lost_altogether(site, metrics).sum())
+    scale = float(whole.sum())
     old = nn.ModuleList(new)
     wide: Any = copy.deepcopy(old).to(dtype)  # all at once: what is shared stays shared
     wanted = [matrices(dense).flatten(2).to(dtype) for dense in site.modules]

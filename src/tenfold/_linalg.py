@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+_LARGE, _BLOCKS = 512, 4  # rows from which on a Gram matrix is taken in blocks, and how many
 _SWEEPS, _WORTH = 10, 3e-4  # of orthogonal iteration: at most so many, each gaining that share of the error
 
 
@@ -58,6 +59,20 @@ def hosvd(weight_goik: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     by_input = weight.transpose(1, 2).flatten(2)
     u_gii = leading_columns(by_input, min(by_input.shape[1:]))
     return u_goo, u_gii, project(weight, u_goo, u_gii)
+
+
+def gram(matrix_gmn: Tensor) -> Tensor:
+    """`M M^T`. Of a large one, only the blocks on and below the diagonal are multiplied."""
+    rows = matrix_gmn.shape[-2]
+    if rows < _LARGE:
+        return matrix_gmn @ matrix_gmn.mT
+    found = matrix_gmn.new_empty(*matrix_gmn.shape[:-1], rows)
+    for start in range(0, rows, -(-rows // _BLOCKS)):
+        end = start + -(-rows // _BLOCKS)
+        below = matrix_gmn[..., start:end, :] @ matrix_gmn[..., :end, :].mT
+        found[..., start:end, :end] = below
+        found[..., :start, start:end] = below[..., :start].mT
+    return found
 
 
 def project(weight_goik: Tensor, u_gor: Tensor, u_gis: Tensor) -> Tensor:
@@ -142,7 +157,7 @@ def _free_energy(x: Tensor, variances: Tensor, alpha: float, bound: float) -> Te
 
 
 def _small_gram(matrix: Tensor) -> Tensor:
-    return matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+    return gram(matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT)
 
 
 def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
