@@ -177,6 +177,11 @@ def test_the_page_says_who_is_faster_at_equal_accuracy(accuracy, latency, verdic
     text = page([row("tednet", 80.0, 1.0, 1), row("tenfold", accuracy, latency, 1)])
     (line,) = [line for line in text.splitlines() if "| tednet, 50 % |" in line]
     assert line.endswith(f"| {verdict} |")
+    notes = [line for line in text.splitlines() if line.startswith("- resnet20, not tuned, tednet, 50 %: ")]
+    assert len(notes) == ("the other" in verdict)
+    if notes:
+        told = f"in {latency:.2f} of the dense time, tenfold, 50 % has {accuracy:.2f} %, -"
+        assert (told if latency < 1 else "no network of tenfold was asked") in notes[0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The page of documentation, from rows alone."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
 
@@ -12,6 +13,7 @@ from benchmarks.peers._row import Found, Row
 
 OURS, OURS_FAST = "tenfold", "tenfold-fast"
 ALL_OURS = (OURS, OURS_FAST)
+THEIRS = "**the other**"
 USEFUL = 0.5  # of the dense accuracy, which a network keeps to be compared in time
 NOISE = 0.05  # of a latency, by which it differs from one run to the next
 Place = tuple[str, int, float]  # network, epochs, share
@@ -53,7 +55,8 @@ Where {OURS} is not ahead, or not certainly, the verdict is in bold.
 At equal accuracy: the dense network, and each network of another package at any budget that no other of them beats in
 both accuracy and latency, if it keeps {USEFUL:.0%} of the dense network's accuracy; beside it the fastest network of
 this library that is not certainly less accurate. Latencies less than {NOISE:.0%} apart are level, and the certainly
-more accurate of the two is ahead.
+more accurate of the two is ahead. Below: where the other is ahead, what the most accurate of this library that takes
+less time comes to.
 
 {latencies(rows)}
 
@@ -139,36 +142,82 @@ def _controls(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
 
 
 def latencies(rows: Sequence[Row]) -> str:
-    """The dense network and those of other packages that none of them beats in both, and what is ours beside each."""
+    """The dense network and those of other packages that none of them beats in both, and what is ours beside each.
+
+    Below the table, what ours that take less time come to, where the other is ahead.
+    """
     head = [
         f"| network | epochs of tuning | of another package | its accuracy, % | its latency | fastest of {OURS} "
         "| its accuracy, % | its latency | ahead |",
         "|---|---|---|--:|--:|---|--:|--:|---|",
     ]
     places = _places(rows)
-    lines, controls = [], _controls(rows)
+    lines, notes, controls = [], [], _controls(rows)
     for net, epochs in dict.fromkeys(place[:2] for place in places):
         every = [row for place, group in places.items() if place[:2] == (net, epochs) for row in group]
         ours = sorted((row for row in every if row.peer in ALL_OURS), key=lambda row: _of(row).latency_ratio)
-        start = f"| {net} | {stage(epochs)} "
-        if ours:
-            lines.append(start + _beside_dense(ours, controls.get((net, epochs))))
-        for other in _front([row for row in every if row.peer not in ALL_OURS]) if ours else []:
-            found, apart = _of(other), [(row, _apart(row, other)[1]) for row in ours]
-            line = f"| {_asked(other)} | {found.accuracy:.2f} | {found.latency_ratio:.2f} "
-            lines.append(start + line + _fastest(apart, found.latency_ratio))
-    return "\n".join([*head, *lines])
+        if not ours:
+            continue
+        others = [_dense_beside(ours, controls.get((net, epochs)))]
+        for other in _front([row for row in every if row.peer not in ALL_OURS]):
+            apart = [(row, _apart(row, other)[1]) for row in ours]
+            others.append(Beside(_asked(other), _of(other).accuracy, _of(other).latency_ratio, apart))
+        lines += [f"| {net} | {stage(epochs)} {one.line}" for one in others]
+        when = f"after {stage(epochs)}" if epochs else "not tuned"
+        notes += [f"- {net}, {when}, {one.name}: {one.note}" for one in others if one.verdict == THEIRS]
+    return "\n".join([*head, *lines, *([""] if notes else []), *notes])
 
 
-def _beside_dense(ours: Sequence[Row], control: Row | None) -> str:
+@dataclass(frozen=True)
+class Beside:
+    """A network that is not ours, and ours, the fastest first, each with its interval to it."""
+
+    name: str
+    accuracy: float
+    latency: float
+    ours: Sequence[tuple[Row, tuple[float, float]]]
+
+    @property
+    def equal(self) -> tuple[Row, float] | None:
+        """The fastest that is not certainly less accurate, and the least that it can be ahead by."""
+        return next(((row, low) for row, (low, high) in self.ours if high >= 0), None)
+
+    @property
+    def verdict(self) -> str:
+        """Who is ahead; bold where not we."""
+        if self.equal is None:
+            return THEIRS
+        row, low = self.equal
+        slower = _of(row).latency_ratio / self.latency - 1
+        level = abs(slower) < NOISE
+        return OURS if (low > 0 if level else slower < 0) else "**level**" if level else THEIRS
+
+    @property
+    def line(self) -> str:
+        """The cells of the table."""
+        cells = "none as accurate | |"
+        if self.equal is not None:
+            found = _of(self.equal[0])
+            cells = f"{_asked(self.equal[0])} | {found.accuracy:.2f} | {found.latency_ratio:.2f}"
+        return f"| {self.name} | {self.accuracy:.2f} | {self.latency:.2f} | {cells} | {self.verdict} |"
+
+    @property
+    def note(self) -> str:
+        """What ours that take less time come to."""
+        faster = [one for one in self.ours if _of(one[0]).latency_ratio < self.latency * (1 - NOISE)]
+        if not faster:
+            return f"no network of {OURS} was asked to take so little time."
+        row, interval = max(faster, key=lambda one: _of(one[0]).accuracy)
+        found, points = _of(row), change(_of(row).accuracy - self.accuracy, interval)
+        return f"in {found.latency_ratio:.2f} of the dense time, {_asked(row)} has {found.accuracy:.2f} %, {points}."
+
+
+def _dense_beside(ours: Sequence[Row], control: Row | None) -> Beside:
     """The dense network as it is, or, beside what is fine-tuned, trained as long."""
-    if control is None:
-        name, accuracy, latency = "the dense network", _of(ours[0]).dense_accuracy, 1.0
-    else:
-        name, accuracy = "the dense network, trained as long", _of(control).accuracy
-        latency = _of(control).latency_ratio
     apart = [(row, _from_dense(row, control)) for row in ours]
-    return f"| {name} | {accuracy:.2f} | {latency:.2f} {_fastest(apart, latency)}"
+    if control is None:
+        return Beside("the dense network", _of(ours[0]).dense_accuracy, 1.0, apart)
+    return Beside("the dense network, trained as long", _of(control).accuracy, _of(control).latency_ratio, apart)
 
 
 def _front(rows: Sequence[Row]) -> list[Row]:
@@ -179,18 +228,6 @@ def _front(rows: Sequence[Row]) -> list[Row]:
         if all(_of(row).latency_ratio < _of(known).latency_ratio for known in front):
             front.append(row)
     return front
-
-
-def _fastest(ours: Sequence[tuple[Row, tuple[float, float]]], latency: float) -> str:
-    """The first of ours, fastest first, that is not certainly less accurate, by its interval to the other."""
-    equal = [(row, low) for row, (low, high) in ours if high >= 0]
-    if not equal:
-        return "| none as accurate | | | **the other** |"
-    row, low = equal[0]
-    slower = _of(row).latency_ratio / latency - 1
-    level = abs(slower) < NOISE
-    verdict = OURS if (low > 0 if level else slower < 0) else "**level**" if level else "**the other**"
-    return f"| {_asked(row)} | {_of(row).accuracy:.2f} | {_of(row).latency_ratio:.2f} | {verdict} |"
 
 
 def _asked(row: Row) -> str:
