@@ -87,6 +87,14 @@ def test_what_would_write_to_a_weight_is_refused(write):
     new.weight.data.clone().zero_()  # of a copy, whatever is wanted
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("value", [nn.Parameter(torch.zeros(3)), torch.zeros(3), None])
+def test_a_weight_or_bias_is_not_assigned(name, value):
+    (new,) = Case("conv2d", SVD("output")).new((2,))
+    with pytest.raises(TenfoldError, match=f"the {name} of a compressed layer .* before that is compressed"):
+        setattr(new, name, value)
+
+
 # torch.jit.script knows nothing of loops over the cores of a reshaped train.
 SCRIPTED = [(method, name) for method, name in SERVED if method != TensorTrain()]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tenfold._errors import TenfoldError
 from tenfold._layers import groups, kernels, to_stored
 from tenfold._rebuilt import Rebuilt
 
@@ -50,6 +51,20 @@ class Factored(nn.Sequential):
         if like is None or torch.compiler.is_compiling():
             return self.rebuilt()
         return Rebuilt(self.rebuilt, self.weight_shape, like)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refused for the weight and the bias.
+
+        Raises:
+            TenfoldError: if something, such as another library's fusion of batch norms, would assign to them.
+        """
+        if name in ("weight", "bias"):
+            raise TenfoldError(
+                f"the {name} of a compressed layer is that of its factors, so it cannot be assigned; change the "
+                "factors, the modules inside the layer, or do with the dense network whatever assigns it (fusing batch "
+                "norms, say) before that is compressed."
+            )
+        super().__setattr__(name, value)
 
     def rebuilt(self) -> Tensor:
         """The dense weight that the factors stand for, in the shape in which the dense layer stores it."""
