@@ -13,6 +13,7 @@ from nets import images
 import tenfold
 from tenfold import Budget, TenfoldError
 from tenfold._batches import read_batches
+from tenfold._given import network
 from tenfold._progress import listening, track
 from tenfold._sources import build_model
 from tenfold.methods import SVD
@@ -26,23 +27,49 @@ def test_a_network_by_name_is_compressed(reference):
     assert result.report.small.params <= 0.5 * result.report.dense.params
 
 
+BERT = {
+    "model_type": "bert",
+    "architectures": ["BertForSequenceClassification"],
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 100,
+}
+
+
 def test_a_transformers_configuration_is_compressed(tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    config = {
-        "model_type": "bert",
-        "architectures": ["BertForSequenceClassification"],
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 128,
-        "vocab_size": 100,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
     model = build_model(f"transformers:{tmp_path}")
     assert type(model).__name__ == "BertForSequenceClassification"
     ids = {"input_ids": torch.ones(1, 9, dtype=torch.int64)}
     result = tenfold.compress(model, Budget(params=0.8), example=ids)
     assert result.report.small.params <= 0.8 * result.report.dense.params
+
+
+def test_a_transformers_network_is_built_in_a_fresh_process(tmp_path):
+    """Nothing before has imported torchvision, which may be of another build than torch."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    code = "import sys; from tenfold._sources import build_model; print(type(build_model(sys.argv[1])).__name__)"
+    run = subprocess.run(
+        [sys.executable, "-c", code, f"transformers:{tmp_path}"], capture_output=True, text=True, check=False
+    )
+    assert run.stdout.strip() == "BertForSequenceClassification", run.stderr
+
+
+def test_weights_of_an_older_transformers_hold_buffers_that_are_no_longer_stored(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    reference, weights = f"transformers:{tmp_path}", tmp_path / "w.pt"
+    state = build_model(reference).state_dict()
+    torch.save({**state, "bert.embeddings.position_ids": torch.arange(512)[None]}, weights)
+    model = network(reference, weights)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    torch.save({**state, "bert.embeddings.positions": torch.arange(512)[None]}, weights)
+    with pytest.raises(TenfoldError, match=r"holds unknown bert\.embeddings\.positions: it does not belong"):
+        network(reference, weights)
 
 
 def test_building_draws_no_random_numbers():

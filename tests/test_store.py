@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from nets import TokenNet, images, randomised, small_cnn
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tenfold
@@ -177,6 +177,10 @@ def test_checkpoints_are_read_as_people_write_them(tmp_path):
     state = small_cnn().state_dict()
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "w.pt")
     assert read_weights(tmp_path / "w.pt").keys() == state.keys()
+    compiled = {name: tensor.contiguous() for name, tensor in torch.compile(small_cnn()).state_dict().items()}
+    assert all("_orig_mod" in name for name in compiled)
+    save_file(compiled, tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors").keys() == state.keys()
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(TenfoldError, match="no state dict"):
         read_weights(tmp_path / "list.pt")

@@ -74,9 +74,11 @@ def network(reference: str, weights: Path | None) -> nn.Module:
     if weights is None:
         return model
     state = read_weights(weights)
-    own = model.state_dict()
-    tied = [names for names, _ in tensors_of(model) if not any(name in state for name in names)]
-    missing, unknown = [names[0] for names in tied if names[0] in own], [n for n in state if n not in own]
+    own, held = model.state_dict(), tensors_of(model)
+    tied = [names for names, _ in held if not any(name in state for name in names)]
+    # Older versions of transformers store buffers that state dicts now leave out.
+    known = own.keys() | {name for names, _ in held for name in names}
+    missing, unknown = [names[0] for names in tied if names[0] in own], [n for n in state if n not in known]
     misfits = [n for n in own if n in state and own[n].shape != state[n].shape]
     for names, what in ((missing, "lacks"), (unknown, "holds unknown"), (misfits, "has another shape for")):
         if names:

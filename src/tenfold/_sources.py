@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -108,7 +109,10 @@ def _torchvision(name: str) -> Any:
 
 
 def _transformers(config: str) -> Any:
-    transformers = imported("transformers", f"transformers:{config} (pip install tenfold[models])")
+    reference = f"transformers:{config} (pip install tenfold[models])"
+    transformers = imported("transformers", reference)
+    if find_spec("torchvision"):  # transformers imports it when a class is first named
+        imported("torchvision", reference)
     try:
         settings = transformers.AutoConfig.from_pretrained(config, local_files_only=True)
     except (OSError, ValueError) as error:

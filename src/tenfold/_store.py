@@ -103,11 +103,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from `.safetensors`, or from `.pt`/`.pth` without running any code that it holds.
 
-    A state dict inside a checkpoint (under "state_dict" or "model") is found, and the "module." that data-parallel
-    training puts before every name is dropped.
+    A state dict inside a checkpoint (under "state_dict" or "model") is found, and what data-parallel training
+    ("module.") and `torch.compile` ("_orig_mod.") add to names is dropped.
     """
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
+    state = read_tensors(path) if path.suffix == ".safetensors" else _plain(path)
+    return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _plain(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise TenfoldError(f"there is no file {path}.")
     try:
@@ -122,7 +125,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TenfoldError(f"{path} holds no state dict (names to tensors); save model.state_dict().")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
 
 
 @contextmanager
