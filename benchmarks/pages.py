@@ -12,6 +12,7 @@ BENCHMARKS = (
     "max_drop",
     "weighing",
     "latency",
+    "sentences",
     "scale",
     "decompositions",
     "architectures",

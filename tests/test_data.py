@@ -10,6 +10,7 @@ from torch import nn
 
 import tenfold
 from tenfold import Budget, Ranks, Statistics, TenfoldError, TenfoldWarning, _blocks, _calibrate, _fit
+from tenfold._candidate import Candidate
 from tenfold._layers import matrices
 from tenfold._metric import Metric
 from tenfold._pair import Pair, parted
@@ -188,7 +189,8 @@ def test_every_method_fits_the_data_better_than_the_weights_do(method):
         seen = torch.cat([x.roll(turn, -1) for turn in range(12)])
         metrics = _fit.metrics_of(site, told(case.model, seen.cumsum(-1) if x.is_floating_point() else seen))
         whole = _fit.lost_altogether(site, metrics)
-        curve = _fit.kept_curve(method, site, metrics, whole)
+        calls = [case.graph.layers[name].calls for name in site.layers]
+        curve = _fit.kept_curve(Candidate(site, method), calls, metrics, whole)
 
         def error(new, site=site, metrics=metrics, whole=whole):
             each = zip(new, site.modules, metrics, strict=True)

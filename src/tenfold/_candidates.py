@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,43 +15,22 @@ from torch import nn
 
 from tenfold._apply import apply, taken
 from tenfold._calibrate import Statistics
+from tenfold._candidate import Candidate, cheaper
 from tenfold._cost import LIMITED, Cost, layers_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
-from tenfold._factored import Factored
 from tenfold._fit import kept_curve, lost_altogether, metrics_of
-from tenfold._gauge import in_form
 from tenfold._judge import Evaluate, Judge
 from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Curve, Method, Site
-from tenfold._plan import Fingerprint, MethodSpec, Plan, Rank, Step
+from tenfold._plan import Fingerprint, Plan, Step
 from tenfold._pruning import Pruning
 from tenfold._run import unwrapped
 from tenfold._times import Profile
-from tenfold._trace import Graph, trace
+from tenfold._trace import Call, Graph, trace
 from tenfold._workers import each
 from tenfold.methods import DEFAULT, FilterPruning, find
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A site, a method that serves it, and the form in which it is to run."""
-
-    site: Site
-    method: Method
-    form: str = "factors"
-
-    def step(self, rank: Rank) -> Step:
-        """This candidate at a rank, as a step of a plan."""
-        spec = MethodSpec.model_validate(self.method)
-        return Step(layers=self.site.layers, method=spec, rank=rank, form=self.form)
-
-    def skeleton(self, rank: Iterable[int]) -> list[Factored]:
-        """What stands in the place of the site's layers at a rank, on the meta device."""
-        with torch.device("meta"):
-            new = self.method.skeleton(self.site, tuple(int(entry) for entry in rank))
-            return [in_form(factored, self.form) for factored in new]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +158,7 @@ class Options:
         for some in self.candidates:
             together.setdefault(some.site.layers, []).append(some)
         pieces = [
-            ([some.method for some in group], group[0].site, self.statistics and self.statistics.of(layers))
+            (group, [self.graph.layers[name].calls for name in layers], self.statistics and self.statistics.of(layers))
             for layers, group in together.items()
         ]
         found: dict[Candidate, Ladder] = {}
@@ -209,7 +187,7 @@ class Options:
         alike = tuple((repr(layer.module), layer.module.weight.dtype, layer.calls) for layer in layers)
         key = (candidate.method, candidate.form, alike, ranks.tobytes())
         if key not in self._prices:  # repeated blocks have the same prices
-            self._prices[key] = priced(candidate, self.graph, ranks)
+            self._prices[key] = candidate.priced([layer.calls for layer in layers], ranks)
         return self._prices[key] - self.dense_cost(candidate)
 
     def _costs_of(self, step: Step) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -265,16 +243,17 @@ class Options:
 
 
 def errors_of(
-    methods: Sequence[Method], site: Site, statistics: Statistics | None
+    together: Sequence[Candidate], calls: Sequence[Sequence[Call]], statistics: Statistics | None
 ) -> tuple[list[Curve], NDArray[np.float64], bool]:
-    """Every method's curve; what it counts to lose each of the site's layers, and whether that is in the outputs."""
+    """The curves of candidates for one site; what it counts to lose each of its layers, and whether in the outputs."""
+    site = together[0].site
     metrics = metrics_of(site, statistics)
     if metrics is not None:
         whole = lost_altogether(site, metrics)
     else:
         norms = [torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64) for module in site.modules]
         whole = np.array([float(norm) ** 2 for norm in norms])
-    return [kept_curve(method, site, metrics, whole) for method in methods], whole, metrics is not None
+    return [kept_curve(some, calls, metrics, whole) for some in together], whole, metrics is not None
 
 
 def options(
@@ -355,43 +334,6 @@ def check_evaluate(target: Target, evaluate: Evaluate | None) -> None:
         raise TenfoldError(f"the target is {target!r}; give one such as Budget(params=0.5).")
     if target.needs_evaluate and evaluate is None:
         raise TenfoldError("max_drop needs evaluate: a function of a network that returns a number, higher is better.")
-
-
-def cheaper(changes: NDArray[np.int64], dense: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which changes of cost, one a row, cost less than dense in something and more in nothing.
-
-    A lookup has no multiply-adds, so that every factorisation of an embedding has more: there, only parameters and
-    bytes count.
-    """
-    no_more, less = (changes <= 0)[:, dense > 0].all(axis=1), (changes < 0).any(axis=1)
-    return np.logical_and(no_more, less)
-
-
-def priced(candidate: Candidate, graph: Graph, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The cost at each rank, in the order of LIMITED.
-
-    The cost of a chain of factors is a polynomial in the entries of its rank, of degree 1 in each (2 in the row gauge),
-    so skeletons at two (three) ranks an entry give all of it. One more checks that; where it disagrees, every rank is
-    run.
-    """
-
-    def run(rank: Iterable[int]) -> NDArray[np.int64]:
-        return layers_cost(candidate.skeleton(rank), [graph.layers[name].calls for name in candidate.site.layers])
-
-    degree = 2 if candidate.form == "gauge" else 1
-    if len(ranks) <= (degree + 1) ** ranks.shape[1] + 1:
-        return np.array([run(rank) for rank in ranks])
-    places = [np.unique(np.linspace(entry.min(), entry.max(), degree + 1).astype(np.int64)) for entry in ranks.T]
-    costs = np.zeros((len(ranks), len(LIMITED)))
-    for node in product(*places):
-        weights = np.ones(len(ranks))  # Lagrange's: 1 there, 0 at the other nodes
-        for entry, at, known in zip(ranks.T, node, places, strict=True):
-            for other in known[known != at]:
-                weights *= (entry - other) / (at - other)
-        costs += weights[:, None] * run(node)
-    found = costs.round().astype(np.int64)
-    check = len(ranks) // 3
-    return found if (found[check] == run(ranks[check])).all() else np.array([run(rank) for rank in ranks])
 
 
 def _without_twins(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

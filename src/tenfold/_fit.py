@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tenfold._calibrate import Statistics
+from tenfold._candidate import Candidate
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored, materialise
 from tenfold._layers import channels, from_stored, groups, has_bias, matrices
@@ -24,6 +25,7 @@ from tenfold._method import Curve, Method, Site
 from tenfold._metric import Metric
 from tenfold._plan import Rank
 from tenfold._resume import kept
+from tenfold._trace import Call
 
 Floats = NDArray[np.float64]
 
@@ -71,36 +73,38 @@ def made(method: Method, site: Site, rank: Rank, metrics: Sequence[Metric] | Non
     return new
 
 
-def kept_curve(method: Method, site: Site, metrics: Sequence[Metric] | None, whole: Floats) -> Curve:
+def kept_curve(
+    candidate: Candidate, calls: Sequence[Sequence[Call]], metrics: Sequence[Metric] | None, whole: Floats
+) -> Curve:
     """Squared errors of each of the site's layers at each rank: of the weights, or of fits in the metrics.
 
     `whole` is what it counts to lose each layer altogether.
     """
+    method, site = candidate.method, candidate.site
 
     def found() -> dict[str, Tensor]:
-        made = method.curve(site) if metrics is None else _curve(method, site, metrics, whole)
+        made = method.curve(site) if metrics is None else _curve(candidate, calls, metrics, whole)
         return {name: torch.from_numpy(array.copy()) for name, array in vars(made).items()}
 
-    tensors = kept("curve", lambda: (method, site.modules, metrics), found)
+    tensors = kept("curve", lambda: (method, site.modules, metrics, calls), found)
     return Curve(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
-def _curve(method: Method, site: Site, metrics: Sequence[Metric], whole: Floats) -> Curve:
+def _curve(candidate: Candidate, calls: Sequence[Sequence[Call]], metrics: Sequence[Metric], whole: Floats) -> Curve:
     """Squared errors of fits in the metrics, layer by layer, at each rank of the method's own curve.
 
-    Exact where the method knows them in closed form. Else a few ranks are tried; between them, the ratio of the error
-    in the metrics to that of the weights, both relative, goes from one to the next with the logarithm of the latter,
-    and to 1 where all is lost.
+    Exact where the method knows them in closed form. Else a few ranks are tried that cost less than dense; between
+    them, the ratio of the error in the metrics to that of the weights, both relative, goes from one to the next with
+    the logarithm of the latter, and to 1 where all is lost.
     """
+    method, site = candidate.method, candidate.site
     closed = method.curve_in(site, metrics)
     if closed is not None:
         return closed
     plain = method.outline(site)
     energies = np.array([float(matrices(dense).square().sum()) for dense in site.modules])
     errors, overall = plain.errors / np.maximum(energies, 1e-300), plain.errors.sum(1) / max(energies.sum(), 1e-300)
-    size = plain.ranks.prod(axis=1)
-    enough = [np.flatnonzero(overall <= share) for share in (np.inf, *_TRIED)]
-    tried = [index for index in {int(ranks[size[ranks].argmin()]) for ranks in enough} if overall[index] > 1e-12]
+    tried = _tried(plain.ranks, overall, candidate.cheaper(calls, plain.ranks))
     single = [metric.to(torch.float32) for metric in metrics]  # the same to five digits, in half of the time
 
     def missed(index: int) -> Floats:
@@ -117,6 +121,16 @@ def _curve(method: Method, site: Site, metrics: Sequence[Metric], whole: Floats)
     logs = np.log(np.maximum(errors, 1e-300))
     ratios = np.log(np.maximum(np.reshape(found, (-1, len(whole))), 1e-300)) - logs[tried]
     return Curve(plain.ranks, whole * errors * np.exp(_between(logs, logs[tried], ratios)))
+
+
+def _tried(ranks: NDArray[np.int64], errors: Floats, useful: NDArray[np.bool_]) -> list[int]:
+    """Of the useful ranks the least, those at which each of a few errors is reached, and the best if not all are."""
+    size, useful_at = ranks.prod(axis=1), np.flatnonzero(useful)
+    found = set()
+    for share in (np.inf, *_TRIED) if len(useful_at) else ():
+        reached = useful_at[errors[useful_at] <= share]
+        found.add(int(reached[size[reached].argmin()] if len(reached) else useful_at[errors[useful_at].argmin()]))
+    return sorted(index for index in found if errors[index] > 1e-12)
 
 
 def _between(at: Floats, known: Floats, values: Floats) -> Floats:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 
-from tenfold._candidates import Candidate, Options, Target
+from tenfold._candidate import Candidate
+from tenfold._candidates import Options, Target
 from tenfold._errors import TenfoldError
 from tenfold._layers import channels, is_pointwise, spatial_sides
 from tenfold._plan import Rank, Step

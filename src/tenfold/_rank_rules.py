@@ -12,7 +12,8 @@ from torch import nn
 from tenfold._allocate import Option, allocate
 from tenfold._apply import apply
 from tenfold._budget import Budget
-from tenfold._candidates import Candidate, Options, Target, cheaper
+from tenfold._candidate import Candidate, cheaper
+from tenfold._candidates import Options, Target
 from tenfold._choice import Pool, pooled, unreachable
 from tenfold._cost import LIMITED, PARAMS
 from tenfold._errors import TenfoldError

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tenfold._apply import skeleton
-from tenfold._candidates import Candidate, Ladder, Options
+from tenfold._candidate import Candidate
+from tenfold._candidates import Ladder, Options
 from tenfold._cost import LIMITED, PARAMS
 from tenfold._data import example_inputs
 from tenfold._engines import runner

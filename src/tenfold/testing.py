@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tenfold._candidates import Candidate, priced
+from tenfold._candidate import Candidate
 from tenfold._data import Inputs
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored, materialise
@@ -213,9 +213,10 @@ def price_is_the_skeletons(case: Case) -> None:
     """The cost of each rank on the ladder is that of its skeleton, though few skeletons were run."""
     candidate = Candidate(case.sites[0], case.method)
     ranks = case.method.curve(case.sites[0]).ranks
-    costs = priced(candidate, case.graph, ranks)
+    calls = [case.graph.layers[name].calls for name in case.sites[0].layers]
+    costs = candidate.priced(calls, ranks)
     for row in range(0, len(ranks), max(1, len(ranks) // 8)):
-        assert (costs[row] == priced(candidate, case.graph, ranks[row : row + 1])).all()
+        assert (costs[row] == candidate.priced(calls, ranks[row : row + 1])).all()
         new = nn.ModuleList(case.new(tuple(map(int, ranks[row]))))
         assert costs[row][0] == sum(p.numel() for p in new.parameters())
 
@@ -223,9 +224,10 @@ def price_is_the_skeletons(case: Case) -> None:
 def forms_compute_the_same(case: Case) -> None:
     """Whatever form the factors run in, they stand for the same weight and give the same, at the price of the form."""
     (site,) = case.sites
+    calls = [case.graph.layers[name].calls for name in site.layers]
     for form, rank in product(case.method.forms[1:], case.ranks()[:-1]):
         with suppress(TenfoldError):  # the form is not for this rank or layer
-            price = priced(Candidate(site, case.method, form), case.graph, np.array([rank]))
+            price = Candidate(site, case.method, form).priced(calls, np.array([rank]))
             for new in case.new(rank):
                 expected, weight = new(case.input), new.weight
                 formed = in_form(new, form)
