@@ -201,7 +201,8 @@ def page(rows: Sequence[Row]) -> str:
 labels: {CALIBRATION:,} sentences to calibrate, {HELD_OUT:,} others to judge, from {counts} first sentences of
 docstrings in Python's standard library. `same`: how many sentences, in percent, have the nearest neighbour among the
 others that they have by the dense network (95 % interval); `cosine`: between the embeddings of both networks, in the
-mean. Latency is that of one sentence. Ways:
+mean. Latency is that of one sentence. Seconds: calibration and curves are made once, for the first row that needs them.
+Ways:
 
 {ways}
 

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import _goals, _rows, pages
+from benchmarks import _goals, _rows, pages, sentences
 from benchmarks._evidence import Evidence
 from benchmarks._score import packed
 from torch import tensor
+
+from tenfold import TenfoldError
 
 HERE = Path(__file__).parent.parent
 FIGURE = re.compile(r"(?<![\d.])\d+\.\d\d(?![\d.])")
@@ -46,6 +48,20 @@ def test_every_page_and_picture_comes_from_the_rows_byte_for_byte(written):
     assert {"results.md", "results-peers.svg", "peers.md", "decompositions.svg"} <= {path.name for path in written}
     stale = [path.name for path in written if path.read_bytes() != (HERE / "docs" / path.name).read_bytes()]
     assert not stale, "python -m benchmarks.pages writes them anew"
+
+
+def test_sentences_are_all_different_and_their_neighbours_are_others():
+    found = sentences.sentences()
+    assert len(set(found)) == len(found) > sentences.CALIBRATION + sentences.HELD_OUT
+    assert all(6 <= len(text.split()) <= 40 for text in found)
+    embeddings = tensor([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [0.0, -1.0]])
+    assert sentences.neighbours(embeddings).tolist() == [2, 2, 1, 0]
+
+
+def test_sentences_without_the_network_say_what_to_install(monkeypatch):
+    monkeypatch.setattr(sentences, "PACKAGE", "no-such-package")
+    with pytest.raises(TenfoldError, match="pip install no-such-package"):
+        sentences.folder()
 
 
 def test_figures_in_pages_written_by_hand_are_those_of_rows(written):
