@@ -17,6 +17,8 @@ from tenfold._factored import materialise
 from tenfold._judge import Evaluate
 from tenfold.train import Augment, Epoch, Finetuned, Hooks, Recipe, finetune
 
+SHORTER = 5  # times fewer epochs, on a CPU
+
 
 @dataclass(frozen=True)
 class Trained:

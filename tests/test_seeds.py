@@ -9,7 +9,7 @@ from benchmarks import weighing
 from benchmarks._fresh import fresh
 from benchmarks._images import Images
 from benchmarks._nets import NETS
-from benchmarks._train import fit, kept
+from benchmarks._train import SHORTER, fit, kept
 from benchmarks.seeds import _joint_cases as joint
 from benchmarks.seeds import _structure_cases as structure
 from benchmarks.seeds._cases import CASES, dense_shape, ranks_plan, shape
@@ -109,6 +109,21 @@ def test_what_is_trained_is_kept_and_goes_on_where_it_was(tmp_path):
     whole = fit(*[fresh(small_cnn(), torch.device("cpu"), seed=0)] * 2, images, recipe, tmp_path / "whole").model
     for found, expected in zip(done.model.parameters(), whole.parameters(), strict=True):
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)  # half precision
+
+
+def test_joint_jobs_have_names_of_their_own_and_controls_as_long():
+    every = [
+        job
+        for net in joint.NETS
+        for data in joint.DATA
+        for short in (False, True)
+        for job in joint.jobs(net, data, 0, short=short, quick=False)
+    ]
+    assert len({job.command for job in every}) == len({job.stem for job in every}) == len(every)
+    for job in every:
+        assert {job.dense, job.control} <= set(every)  # of the same length
+        assert job.control.recipe.epochs == job.recipe.epochs
+        assert job.recipe.epochs * (SHORTER if job.short else 1) in (joint.FRESH.epochs, joint.FURTHER.epochs)
 
 
 def test_structure_jobs_have_names_of_their_own():

@@ -21,7 +21,6 @@ FRESH = Recipe(epochs=100, batch=100, lr=0.1, weight_decay=5e-4, distil=0.0, pre
 FRESH_TRAINS = FRESH.model_copy(update={"weight_decay": 0.0})
 FRESH_BOTH_KINDS = FRESH_TRAINS.model_copy(update={"lr": 0.03})
 FURTHER = Recipe(epochs=60, batch=100, lr=0.01, precision="bfloat16")  # from trained weights
-SHORTER = 5  # times fewer epochs, on a CPU
 FROZEN = {"conv": ("conv1_1", "fc"), "conv-fc": ("conv1_1", "fc3")}  # in the mix; the authors leave them dense too
 
 

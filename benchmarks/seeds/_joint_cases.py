@@ -11,6 +11,7 @@ from torch import nn
 
 import tenfold
 from benchmarks._nets import NETS as EVERY
+from benchmarks._train import SHORTER
 from tenfold._apply import skeleton
 from tenfold.methods import DEFAULT, JointSVD, Method, SpatialSVD, Tucker
 from tenfold.train import Recipe
@@ -71,13 +72,18 @@ class Job:
     rate: float = 0.0  # 0 where nothing is decomposed
     start: Start = "random"
     seed: int = 0
+    short: bool = False
     quick: bool = False
 
     @property
     def options(self) -> str:
         """What makes this network and no other."""
         named = f"--net {self.net} --data {self.data} --method {self.method} --rate {self.rate:g} --start {self.start}"
-        return f"{named} --seed {self.seed}" + " --quick" * self.quick
+        return f"{named} --seed {self.seed}" + self._further
+
+    @property
+    def _further(self) -> str:
+        return " --short" * self.short + " --quick" * self.quick
 
     @property
     def command(self) -> str:
@@ -88,7 +94,7 @@ class Job:
     def stem(self) -> str:
         """The name of this job's files."""
         parts = (self.net, self.data, self.method, f"{self.rate:g}", self.start, self.seed)
-        return "-".join(["joint", *map(str, parts)]) + "-quick" * self.quick
+        return "-".join(["joint", *map(str, parts)]) + self._further.replace(" --", "-")
 
     @property
     def dense(self) -> "Job":
@@ -104,14 +110,15 @@ class Job:
     def recipe(self) -> Recipe:
         """How to train it."""
         recipe = FRESH if self.start == "random" else FURTHER
+        epochs = 1 if self.quick else recipe.epochs // SHORTER if self.short else recipe.epochs
         # Going on from the dense network with its seed would show it the very crops that it has seen.
         seed = self.seed + 1_000 * (self.start == "trained")
-        return recipe.model_copy(update={"epochs": 1 if self.quick else recipe.epochs, "seed": seed})
+        return recipe.model_copy(update={"epochs": epochs, "seed": seed})
 
 
-def jobs(net: str, data: str, seed: int, *, quick: bool) -> Iterator[Job]:
+def jobs(net: str, data: str, seed: int, **how: bool) -> Iterator[Job]:
     """Every row of a network, dense first."""
-    first = Job(net, data, DENSE, seed=seed, quick=quick)
+    first = Job(net, data, DENSE, seed=seed, **how)
     yield first
     yield replace(first, method=CONTROL, start="trained")
     for rate in RATES:

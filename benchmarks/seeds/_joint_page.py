@@ -7,14 +7,13 @@ from itertools import groupby
 from benchmarks import _rows
 from benchmarks._folder import VARIABLE
 from benchmarks._score import paired_interval, percent, unpacked
+from benchmarks._train import SHORTER
 from benchmarks.seeds._joint_cases import FRESH, FROZEN, FURTHER, Sizes, published, sizes_table
 
 
 def page(trained: Sequence[_rows.Row], oneshot: Sequence[_rows.Row], sizes: Sequence[Sizes]) -> str:
     """The page of documentation, from rows alone."""
-    tables = "\n".join(
-        _table(list(group)) for _, group in groupby(sorted(trained, key=_place), lambda row: _place(row)[:2])
-    )
+    tables = "\n".join(_table(list(group)) for _, group in groupby(sorted(trained, key=_place), _of_table))
     return f"""# Layers that share factors
 
 Joint decomposition of Chen et al. 2021 ([arXiv 2107.04386](https://arxiv.org/abs/2107.04386)), rebuilt: layers at the
@@ -78,15 +77,20 @@ def _trained_head() -> str:
     return f"""## Trained
 
 From fresh weights ({FRESH.epochs} epochs at {FRESH.lr:g}) and from the dense network ({FURTHER.epochs} epochs at
-{FURTHER.lr:g}, {FURTHER.distil:.0%} of the loss from its outputs). `tucker` and `mix` have the size of `spatial`; their
-ranks are chosen and their factors fitted by training images. Published changes are of CIFAR-10. Made with `{VARIABLE}`
-set, by `python -m benchmarks.seeds.joint`.
+{FURTHER.lr:g}, {FURTHER.distil:.0%} of the loss from its outputs). `short` tables are from {SHORTER} times fewer epochs,
+the dense network's too. The control is the dense network trained as long. `tucker` and `mix` have the size of
+`spatial`; their ranks are chosen and their factors fitted by training images. Published changes are of CIFAR-10. Made
+with `{VARIABLE}` set, by `python -m benchmarks.seeds.joint`.
 
 """
 
 
-def _place(row: _rows.Row) -> tuple[str, str, float, str]:
-    return row.net, row.data, _asked(row, "--rate"), _start(row)
+def _place(row: _rows.Row) -> tuple[tuple[str, str, bool, str], float, str]:
+    return _of_table(row), _asked(row, "--rate"), _start(row)
+
+
+def _of_table(row: _rows.Row) -> tuple[str, str, bool, str]:
+    return row.net, row.data, "--short" in row.command, row.device
 
 
 def _asked(row: _rows.Row, option: str) -> float:
@@ -100,10 +104,11 @@ def _start(row: _rows.Row) -> str:
 
 
 def _table(rows: Sequence[_rows.Row]) -> str:
+    net, data, short, device = _of_table(rows[0])
     head = [
-        f"### {rows[0].net}, {rows[0].data}, {rows[0].split} split",
+        f"### {net}, {data}, {rows[0].split} split" + ", short" * short,
         "",
-        f"Measured on {rows[0].device}.",
+        f"Dense: {rows[0].dense_accuracy:.2f} %. Measured on {device}.",
         "",
         "| method | rate | start | x fewer | accuracy, % | change from dense (95 %) | from the control "
         "| multiply-adds | latency | published change |",

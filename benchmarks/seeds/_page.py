@@ -5,7 +5,8 @@ from itertools import groupby
 
 from benchmarks import _rows
 from benchmarks._folder import VARIABLE
-from benchmarks.seeds._cases import CASES, CONTROL, DATA, DENSE, FRESH, FRESH_BOTH_KINDS, FURTHER, SHORTER
+from benchmarks._train import SHORTER
+from benchmarks.seeds._cases import CASES, CONTROL, DATA, DENSE, FRESH, FRESH_BOTH_KINDS, FURTHER
 from tenfold.train import Recipe
 
 

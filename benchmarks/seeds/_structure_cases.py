@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from benchmarks._train import SHORTER
 from benchmarks.seeds._joint_cases import DATA, FRESH, FURTHER
 from tenfold.train import Recipe, SVDTraining
 
 NETS = ("resnet18", "resnet56", "resnet20")
 AT_HAND = {("resnet20", "cifar10-jpeg"), ("resnet56", "cifar10-jpeg")}  # trained to the end; others are trained first
 SIZES = (0.5, 0.3, 0.2, 0.1)  # shares of the parameters
-SHORTER = 5  # times fewer epochs, on a CPU
 Start = Literal["random", "trained"]
 Stage = Literal["whole", "wide", "small"]  # all epochs at once, those before cutting, and those after
 STARTS: tuple[Start, ...] = get_args(Start)

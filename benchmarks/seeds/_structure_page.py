@@ -6,8 +6,9 @@ from itertools import groupby
 
 from benchmarks import _rows
 from benchmarks._folder import VARIABLE
+from benchmarks._train import SHORTER
 from benchmarks.seeds._joint_cases import FRESH, FURTHER
-from benchmarks.seeds._structure_cases import METHODS, SHORTER, SPARSITY
+from benchmarks.seeds._structure_cases import METHODS, SPARSITY
 
 # Of ResNet-18 on land-use scenes: megabytes and F1 by method and size; dense .9373 at 44.79.
 _PUBLISHED = """

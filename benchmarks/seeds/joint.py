@@ -6,8 +6,9 @@ again: it goes on from the last minute. Finished weights are kept under `--runs`
 
 `--structure` makes only the rows of how many times smaller every network is, counted from the built networks; it needs
 no data.
-`--oneshot` makes only the rows of shared networks right after compression, without training. `--quick` is for a look:
-1,000 images, one epoch, rows in files of their own and no page.
+`--oneshot` makes only the rows of shared networks right after compression, without training. `--short` takes a fifth of
+the epochs, in rows of their own. `--quick` is for a look: 1,000 images, one epoch, rows in files of their own and no
+page.
 """
 
 import argparse
@@ -155,6 +156,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--params", nargs="+", type=float, default=ONESHOT_SHARES, help="of --oneshot")
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--oneshot", action="store_true", help="shared networks right after compression, only")
+    parser.add_argument("--short", action="store_true", help="a fifth of the epochs")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_IMAGES:,} images and one epoch")
     parser.add_argument("--structure", action="store_true", help="count, and stop")
     parser.add_argument("--runs", type=Path, default=_rows.RUNS, help="weights and checkpoints")
@@ -169,7 +171,7 @@ def chosen(asked: argparse.Namespace) -> list[Job]:
         for net in NETS
         for data in asked.data
         for seed in asked.seed
-        for job in jobs(net, data, seed, quick=asked.quick)
+        for job in jobs(net, data, seed, short=asked.short, quick=asked.quick)
     ]
     wanted = {"net": asked.net, "method": asked.method, "rate": asked.rate, "start": asked.start}
     return [job for job in every if all(not given or getattr(job, name) in given for name, given in wanted.items())]

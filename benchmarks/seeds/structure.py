@@ -80,7 +80,9 @@ def begun(job: Job, runs: Path) -> nn.Module:
         return fresh(dense_shape(job.net, job.data), torch.device("cpu"), job.seed)
     if (job.net, job.data) in AT_HAND:
         return trained(job.net, job.data)
-    return joint.network(joint.Job(job.net, job.data, DENSE, seed=job.seed, quick=job.quick), runs).model
+    return joint.network(
+        joint.Job(job.net, job.data, DENSE, seed=job.seed, short=job.short, quick=job.quick), runs
+    ).model
 
 
 @cache

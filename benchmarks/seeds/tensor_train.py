@@ -26,14 +26,13 @@ from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._score import judged
-from benchmarks._train import Trained, announced, fit, kept
+from benchmarks._train import SHORTER, Trained, announced, fit, kept
 from benchmarks.seeds._cases import (
     CASES,
     CONTROL,
     DATA,
     DENSE,
     FROZEN,
-    SHORTER,
     Case,
     dense_shape,
     in_fast_forms,
