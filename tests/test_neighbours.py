@@ -41,6 +41,17 @@ def test_adapters_stay_around_a_compressed_layer(tmp_path):
     assert torch.equal(tenfold.load(tmp_path / "small", model)(x), small.eval()(x))
 
 
+@pytest.mark.parametrize("method", tenfold.methods.DEFAULT, ids=str)
+def test_another_runtime_reads_the_exported_file(tmp_path, method):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    model, x = randomised(small_cnn()), images(2, 3, 16, 16)
+    small = tenfold.compress(model, Budget(params=0.6), example=x, methods=[method]).model
+    tenfold.export(small, x, tmp_path / "small.onnx")
+    exactly = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(tmp_path / "small.onnx", "CPU", exactly)
+    assert torch.allclose(torch.from_numpy(compiled(x.numpy())[0]), small(x), atol=1e-5)
+
+
 def test_a_compiled_model_goes_in_and_a_small_one_compiles():
     model, x = randomised(small_cnn()), images(2, 3, 16, 16)
     small = tenfold.compress(torch.compile(model), Budget(params=0.6), example=x).model
