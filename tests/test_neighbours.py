@@ -1,6 +1,7 @@
 """Beside other tools: adapters, torch.compile, other dtypes, devices and memory formats, every shape of input."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 import tenfold
-from tenfold import Budget, Ranks
+from tenfold import Budget, Ranks, TenfoldError, TenfoldWarning, _blocks
 
 
 class Feedforward(nn.Module):
@@ -181,3 +182,59 @@ def test_tuples_in_and_nested_outputs_out():
     assert len(result.plan.steps) == 2
     assert 0 < result.report.drift.relative < 1
     assert result.model(*example)["count"] == 2
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    label: str = "digits"
+
+
+class Returning(nn.Module):
+    def __init__(self, net, form):
+        super().__init__()
+        self.net, self.form = net, form
+
+    def forward(self, x):
+        return self.form(self.net(x))
+
+
+@pytest.mark.parametrize("form", [Answer, lambda y: [Answer(y), "more"]])
+def test_dataclasses_of_outputs_are_looked_into(monkeypatch, form):
+    monkeypatch.setattr(_blocks, "_STEPS", 4)
+    monkeypatch.setattr(_blocks, "_LOOK", 2)
+    plain, x = Returning(randomised(small_cnn()), nn.Identity()).eval(), images(8, 3, 16, 16)
+    net = Returning(plain.net, form).eval()
+    found, expected = (
+        tenfold.compress(each, Budget(params=0.5), example=x[:1], calibration=[x], recover="blocks")
+        for each in (net, plain)
+    )
+    assert found.plan.steps == expected.plan.steps
+    assert found.report.drift == expected.report.drift
+    assert found.report.drift.relative > 0.01
+    assert torch.equal(found.model.net(x), expected.model.net(x))
+
+
+def test_outputs_in_which_no_tensor_is_found_are_refused():
+    net = Returning(small_cnn(), lambda y: torch.distributions.Categorical(logits=y))
+    with pytest.raises(TenfoldError, match="no tensor is found in what the model returns, a Categorical; wrap it"):
+        tenfold.plan(net, Budget(params=0.5), example=images(2, 3, 16, 16))
+
+
+def test_a_forward_without_gradients_leaves_factors_as_they_were_fitted():
+    class Silent(Returning):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    net, x = Silent(randomised(small_cnn()), nn.Identity()).eval(), images(8, 3, 16, 16)
+    fitted = tenfold.compress(net, Budget(params=0.5), example=x[:1], calibration=[x], recover="none")
+    with pytest.warns(TenfoldWarning, match="no gradient reaches the factors"):
+        found = tenfold.recover(fitted.model, net, [x], how="blocks")
+    assert torch.equal(found(x), fitted.model(x))
+
+
+def test_drift_of_outputs_that_are_no_floating_point_numbers():
+    net, x = Returning(randomised(small_cnn()), lambda y: (10 * y).round().long()).eval(), images(8, 3, 16, 16)
+    report = tenfold.compress(net, Budget(params=0.4), example=x[:1], calibration=[x]).report
+    assert report.drift.relative > 0.01

@@ -1,6 +1,7 @@
 """Reconstruction: train the factors, without labels, until blocks and outputs are again what they were."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from tenfold._data import Inputs
+from tenfold._errors import TenfoldWarning
 from tenfold._pair import Pair, changed
 from tenfold._progress import track
 from tenfold._run import undisturbed
@@ -39,7 +41,14 @@ def reconstructed(
         for step in track(range(1, _STEPS + 1), "reconstruction"):
             search.zero_grad()
             outputs, blocks = pair.errors(next(drawn))
-            (outputs + blocks).backward()
+            lost = outputs + blocks
+            if not lost.requires_grad:
+                text = (
+                    "no gradient reaches the factors (the model runs under no_grad, or gives no floating-point numbers)"
+                )
+                warnings.warn(f"{text}: they are not reconstructed.", TenfoldWarning, stacklevel=3)
+                break
+            lost.backward()
             search.step()
             schedule.step()
             if step % _LOOK == 0:

@@ -20,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils import _pytree as pytree
 
-from tenfold._data import Inputs, batches_of
+from tenfold._data import Inputs, batches_of, tensors
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
 from tenfold._linalg import gram
@@ -341,7 +340,7 @@ def _products(q_gop: Tensor) -> Tensor:
 
 def _mixture(outputs: Any, generator: torch.Generator) -> Tensor | None:
     """A random sum of all outputs; the gradient's expected square is that of the outputs' relative change."""
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    leaves = [leaf for leaf in tensors(outputs) if leaf.requires_grad]
     total = None
     for leaf in leaves:
         values = leaf.detach()

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -32,9 +33,15 @@ class Inputs(NamedTuple):
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """All tensors of inputs, without the target, or of any structure."""
+    """All tensors of inputs, without the target, or of any structure; dataclasses are looked into."""
     tree = (tree.args, tree.kwargs) if isinstance(tree, Inputs) else tree
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors([getattr(leaf, field.name) for field in fields(leaf)])
+    return found
 
 
 def example_inputs(example: Any) -> Inputs:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from tenfold._data import Inputs
+from tenfold._data import Inputs, tensors
 from tenfold._factored import Factored
 from tenfold._layers import groups
 from tenfold._run import device_of, forward, watched
@@ -46,18 +46,19 @@ class Pair:
             wanted = forward(self.dense, inputs)
         with rebuilding(self.small, self.dense), self.seen(self.small) as found_blocks:
             found = forward(self.small, inputs)
-        return _moved(found, wanted), mean_error(found_blocks, wanted_blocks)
+        return _moved(tensors(found), tensors(wanted)), mean_error(found_blocks, wanted_blocks)
 
     @contextmanager
-    def seen(self, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """What the blocks of either network give when it runs inside."""
+    def seen(self, model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+        """The tensors that the blocks of either network give when it runs inside."""
         names = {model.get_submodule(name): name for name in self.blocks}
-        seen: dict[str, Any] = {}
+        seen: dict[str, list[Tensor]] = {}
 
         def around(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
             def called(*args: Any, **kwargs: Any) -> Any:
                 output = run(*args, **kwargs)
-                seen[names[module]] = pytree.tree_map(_kept, output)
+                # In-place activations behind a block change its outputs.
+                seen[names[module]] = [tensor.clone() for tensor in tensors(output)]
                 return output
 
             return called
@@ -103,31 +104,21 @@ def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
         yield
 
 
-def mean_error(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Tensor:
+def mean_error(found: Mapping[str, Sequence[Tensor]], wanted: Mapping[str, Sequence[Tensor]]) -> Tensor:
     """Squared error over variance, in the mean over blocks of the same outputs; 0 where there are none."""
     same = [name for name in wanted if _shapes(found[name]) == _shapes(wanted[name])]
     each = [_moved(found[name], wanted[name]) for name in same]
     return torch.stack(each).mean() if each else torch.zeros(())
 
 
-def _shapes(structure: Any) -> list[torch.Size]:
-    return [leaf.shape for leaf in pytree.tree_leaves(structure) if isinstance(leaf, Tensor)]
+def _shapes(outputs: Sequence[Tensor]) -> list[torch.Size]:
+    return [tensor.shape for tensor in outputs]
 
 
-def _kept(leaf: Any) -> Any:
-    # In-place activations behind a block change its outputs.
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _moved(found: Any, wanted: Any) -> Tensor:
-    """Squared error over variance, in the mean over the tensors of a structure."""
-    leaves = [
-        (a, b)
-        for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True)
-        if isinstance(b, Tensor) and b.is_floating_point()
-    ]
+def _moved(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Squared error over variance, in the mean over tensors."""
     each = []
-    for a, b in leaves:
+    for a, b in ((a, b) for a, b in zip(found, wanted, strict=True) if b.is_floating_point()):
         spread = b - b.mean(0, keepdim=True) if b.dim() and len(b) > 1 else b
         each.append((a - b).float().square().sum() / spread.float().square().sum().clamp_min(1e-12))
     return torch.stack(each).mean() if each else torch.zeros(())

@@ -7,10 +7,10 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tenfold._data import Inputs
+from tenfold._data import Inputs, tensors
+from tenfold._errors import TenfoldError
 from tenfold._layers import LAYERS, channels, kind, owners
 from tenfold._run import forward, undisturbed, watched
 
@@ -50,7 +50,7 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
     """Run the example once, in eval mode, and describe every module that owns a parameter of two dimensions or more.
 
     Raises:
-        TenfoldError: if the model fails on the example.
+        TenfoldError: if the model fails on the example, or returns no tensor.
     """
     modules = {
         name: module
@@ -64,7 +64,12 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
         module: name for name, module in model.named_modules() if isinstance(module, _BatchNorm)
     }
     with undisturbed(model), watched([*modules.values(), *filter(None, norms)], watch.around), watch:
-        forward(model, example)
+        outputs = forward(model, example)
+    if not tensors(outputs):
+        raise TenfoldError(
+            f"no tensor is found in what the model returns, a {type(outputs).__name__}; wrap it in a module that returns "
+            "tensors, or tuples, lists, dicts or dataclasses of them."
+        )
 
     def reason(module: nn.Module) -> str | None:
         calls = watch.calls.get(module, [])
@@ -117,8 +122,8 @@ class _Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            owner = self.owner.get(id(leaf)) if isinstance(leaf, Tensor) else None
+        for tensor in tensors((args, kwargs)):
+            owner = self.owner.get(id(tensor))
             if owner is not None and owner not in self.running:
                 self.outside.add(owner)
         return func(*args, **(kwargs or {}))

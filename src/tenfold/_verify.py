@@ -9,10 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from tenfold._cost import Cost, measure
-from tenfold._data import Inputs, batches_of, example_inputs
+from tenfold._data import Inputs, batches_of, example_inputs, tensors
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._judge import Evaluate, Trial, interval, interval_text, scores
@@ -178,8 +177,8 @@ def drift_of(small: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> tupl
 
 
 def _paired_outputs(dense: nn.Module, small: nn.Module, inputs: Inputs) -> Iterable[tuple[Tensor, Tensor]]:
-    outputs = [pytree.tree_leaves(forward(model, inputs)) for model in (dense, small)]
-    before, after = ([t for t in o if isinstance(t, Tensor) and t.is_floating_point()] for o in outputs)
+    outputs = [tensors(forward(model, inputs)) for model in (dense, small)]
+    before, after = ([t for t in all_ if t.is_floating_point()] or all_ for all_ in outputs)
     if [t.shape for t in before] != [t.shape for t in after]:
         raise TenfoldError(
             f"the outputs differ in form: {[tuple(t.shape) for t in before]} dense, "
