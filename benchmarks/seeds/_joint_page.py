@@ -77,8 +77,8 @@ def _trained_head() -> str:
     return f"""## Trained
 
 From fresh weights ({FRESH.epochs} epochs at {FRESH.lr:g}) and from the dense network ({FURTHER.epochs} epochs at
-{FURTHER.lr:g}, {FURTHER.distil:.0%} of the loss from its outputs). `short` tables are from {SHORTER} times fewer epochs,
-the dense network's too. The control is the dense network trained as long. `tucker` and `mix` have the size of
+{FURTHER.lr:g}, {FURTHER.distil:.0%} of the loss from its outputs). `short` tables are from {SHORTER} times fewer
+epochs, the dense network's too. The control is the dense network trained as long. `tucker` and `mix` have the size of
 `spatial`; their ranks are chosen and their factors fitted by training images. Published changes are of CIFAR-10. Made
 with `{VARIABLE}` set, by `python -m benchmarks.seeds.joint`.
 

@@ -67,8 +67,8 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
         outputs = forward(model, example)
     if not tensors(outputs):
         raise TenfoldError(
-            f"no tensor is found in what the model returns, a {type(outputs).__name__}; wrap it in a module that returns "
-            "tensors, or tuples, lists, dicts or dataclasses of them."
+            f"no tensor is found in what the model returns, a {type(outputs).__name__}; wrap it in a module that "
+            "returns tensors, or tuples, lists, dicts or dataclasses of them."
         )
 
     def reason(module: nn.Module) -> str | None:
