@@ -186,25 +186,56 @@ def test_every_method_fits_the_data_better_than_the_weights_do(method):
             continue
         (site,) = case.sites
         x = case.input
-        seen = torch.cat([x.roll(turn, -1) for turn in range(12)])
-        metrics = _fit.metrics_of(site, told(case.model, seen.cumsum(-1) if x.is_floating_point() else seen))
-        whole = _fit.lost_altogether(site, metrics)
+        rolled = torch.cat([x.roll(turn, -1) for turn in range(12)])
+        seen = _fit.Seen.of(site, told(case.model, rolled.cumsum(-1) if x.is_floating_point() else rolled))
         calls = [case.graph.layers[name].calls for name in site.layers]
-        curve = _fit.kept_curve(Candidate(site, method), calls, metrics, whole)
+        curve = _fit.kept_curve(Candidate(site, method), calls, seen)
 
-        def error(new, site=site, metrics=metrics, whole=whole):
-            each = zip(new, site.modules, metrics, strict=True)
+        def error(new, seen=seen):
+            each = zip(new, seen.site.modules, seen.metrics, strict=True)
             lost = [metric.square(_fit.stood_for(f).double() - matrices(dense).flatten(2)) for f, dense, metric in each]
-            return float(sum(lost).detach() / whole.sum())
+            return float(sum(lost).detach() / seen.whole.sum())
 
         for rank in case.ranks()[:-1:2]:
-            plain, fitted = error(_fit.made(method, site, rank)), error(_fit.made(method, site, rank, metrics))
+            plain, fitted = error(_fit.made(method, site, rank)), error(_fit.made(method, site, rank, seen))
             assert fitted <= plain * (1 + 1e-6) + 1e-7, (name, rank)
             gains.append(fitted / max(plain, 1e-12))
         full = method.full_rank(site)
-        assert error(_fit.made(method, site, full, metrics)) <= 1e-12, name
+        assert error(_fit.made(method, site, full, seen)) <= 1e-12, name
         assert curve.errors.min() >= 0
     assert np.median(gains) < 0.7
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method.mixes_channels], ids=repr)
+def test_errors_count_alike_in_whitened_coordinates(method):
+    """And factors of these, brought back, make the same error; channels that vary much or little are alike there."""
+    found = 0
+    for name in AWKWARD:
+        case = Case(name, method)
+        if not case.sites:
+            continue
+        (site,) = case.sites
+        x = case.input
+        rolled = torch.cat([x.roll(turn, -1) for turn in range(12)])
+        seen = _fit.Seen.of(site, told(case.model, rolled.cumsum(-1) if x.is_floating_point() else rolled))
+        where = seen.whitened
+
+        def errors(site, metrics, new):
+            each = zip(new, site.modules, metrics, strict=True)
+            return [float(m.square(_fit.stood_for(f).double() - matrices(d).flatten(2))) for f, d, m in each]
+
+        for rank in case.ranks()[:2]:
+            new = _fit._empty(method, where.site, rank)
+            method.fill(where.site, rank, new)
+            with torch.no_grad():
+                before = errors(where.site, where.metrics, new)
+                where.bring_back(new)
+                assert errors(site, seen.metrics, new) == pytest.approx(before, rel=1e-6, abs=1e-12 * seen.whole.sum())
+        if where.outputs_back is not None:
+            spread = torch.linalg.eigvalsh(sum(metric.outputs for metric in where.metrics))
+            assert spread.max() < 1.1 * spread.mean()
+            found += 1
+    assert found > 0
 
 
 @pytest.mark.parametrize("kind", ["all zero", "constant", "one channel dead", "channels alike", "few patches"])
@@ -354,12 +385,12 @@ def test_curves_are_near_what_fits_reach(shared_data):
     ratios = []
     for ladder in found.ladders:
         site = ladder.candidate.site
-        metrics = _fit.metrics_of(site, statistics)
+        seen = _fit.Seen.of(site, statistics)
         between = np.flatnonzero((ladder.errors[:, 0] > 0.005) & (ladder.errors[:, 0] < 0.9))[::5]
         for rank, predicted in zip(ladder.ranks[between], ladder.errors[between, 0], strict=True):
-            new = _fit.made(ladder.candidate.method, site, tuple(rank.tolist()), metrics)
+            new = _fit.made(ladder.candidate.method, site, tuple(rank.tolist()), seen)
             left = _fit.stood_for(new[0]).double() - matrices(site.modules[0]).flatten(2)
-            reached = float(metrics[0].square(left).detach()) / _fit.lost_altogether(site, metrics)
+            reached = float(seen.metrics[0].square(left).detach()) / seen.whole
             ratios.append(predicted / reached)
     assert len(ratios) > 10
     assert min(ratios) > 0.9

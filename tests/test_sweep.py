@@ -210,7 +210,7 @@ def test_a_killed_sweep_goes_on_and_loses_no_row(rows):
 
 
 def test_an_interrupted_sweep_says_how_to_go_on():
-    Path("slow").write_text("2")  # a busy machine is late with the signal
+    Path("slow").write_text("4")  # a busy machine is late with the signal
     line = command("sweep.toml", "--out", "interrupted", "--jobs", "2")
     run = subprocess.Popen(**line, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60

@@ -12,7 +12,7 @@ from tenfold import _removal
 from tenfold._calibrate import Statistics
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
-from tenfold._fit import made, make_up, metrics_of, missed_mean
+from tenfold._fit import Seen, made, make_up, missed_mean
 from tenfold._gauge import in_form
 from tenfold._layers import kind, store_channels_last, stores_channels_last
 from tenfold._method import Method, Site
@@ -140,11 +140,11 @@ def fitted(
     method: Method, site: Site, rank: Rank, statistics: Statistics | None
 ) -> tuple[tuple[Factored, ...], list[Tensor | None]]:
     """What stands in the place of a site's layers, and by how much each one's outputs fall short in the mean."""
-    metrics = metrics_of(site, statistics)
-    new = made(method, site, rank, metrics)
-    if metrics is None:
+    seen = Seen.of(site, statistics)
+    new = made(method, site, rank, seen)
+    if seen is None:
         return new, [None] * len(new)
-    return new, [missed_mean(*one) for one in zip(site.modules, new, metrics, strict=True)]
+    return new, [missed_mean(*one) for one in zip(site.modules, new, seen.metrics, strict=True)]
 
 
 def _make_up(

@@ -20,7 +20,7 @@ from tenfold._cost import LIMITED, Cost, layers_cost, measure, own_cost
 from tenfold._data import example_inputs
 from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
-from tenfold._fit import kept_curve, lost_altogether, metrics_of
+from tenfold._fit import Seen, kept_curve
 from tenfold._judge import Evaluate, Judge
 from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Curve, Method, Site
@@ -247,13 +247,13 @@ def errors_of(
 ) -> tuple[list[Curve], NDArray[np.float64], bool]:
     """The curves of candidates for one site; what it counts to lose each of its layers, and whether in the outputs."""
     site = together[0].site
-    metrics = metrics_of(site, statistics)
-    if metrics is not None:
-        whole = lost_altogether(site, metrics)
+    seen = Seen.of(site, statistics)
+    if seen is not None:
+        whole = seen.whole
     else:
         norms = [torch.linalg.vector_norm(module.weight.detach(), dtype=torch.float64) for module in site.modules]
         whole = np.array([float(norm) ** 2 for norm in norms])
-    return [kept_curve(some, calls, metrics, whole) for some in together], whole, metrics is not None
+    return [kept_curve(some, calls, seen) for some in together], whole, seen is not None
 
 
 def options(

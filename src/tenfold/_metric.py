@@ -61,9 +61,7 @@ class Metric:
 
     def times_inputs(self, matrix_gok: Tensor) -> Tensor:
         """M S."""
-        inputs, (blocks, size) = matrix_gok.shape[2], self.inputs.shape[1:3]
-        parts = F.pad(matrix_gok, (0, blocks * size - inputs)).unflatten(2, (blocks, size)).transpose(1, 2)
-        return (parts @ self.inputs).transpose(1, 2).flatten(2)[..., :inputs]
+        return times_blocks(matrix_gok, self.inputs)
 
     def times(self, error_gok: Tensor) -> Tensor:
         """C D S: half of the gradient of |D|^2."""
@@ -73,6 +71,13 @@ class Metric:
     def square(self, error_gok: Tensor) -> Tensor:
         """|D|^2, summed over groups."""
         return (self.times(error_gok) * error_gok).sum()
+
+
+def times_blocks(matrix_gok: Tensor, blocks_gbii: Tensor) -> Tensor:
+    """Matrices times diagonal blocks, which may reach beyond the last column."""
+    inputs, (blocks, size) = matrix_gok.shape[2], blocks_gbii.shape[1:3]
+    parts = F.pad(matrix_gok, (0, blocks * size - inputs)).unflatten(2, (blocks, size)).transpose(1, 2)
+    return (parts @ blocks_gbii).transpose(1, 2).flatten(2)[..., :inputs]
 
 
 def _response(told: LayerStatistics) -> Tensor | None:

@@ -46,6 +46,7 @@ class CP(Method):
     """
 
     name: ClassVar[str] = "cp"
+    mixes_channels: ClassVar[bool] = True
     twin_of_svd: ClassVar[bool] = True
     serves: ClassVar[tuple[type[nn.Module], ...]] = LAYERS
     factors: Literal[3, 4] = 3

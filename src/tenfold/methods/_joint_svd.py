@@ -60,6 +60,7 @@ class JointSVD(Method):
 
     name: ClassVar[str] = "joint"
     joins: ClassVar[bool] = True
+    mixes_channels: ClassVar[bool] = True
     serves: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
     shared: Literal["right", "left", "both"] = "right"
     share: float = 0.5

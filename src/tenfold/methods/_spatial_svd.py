@@ -25,6 +25,7 @@ class SpatialSVD(Method):
     """
 
     name: ClassVar[str] = "spatial"
+    mixes_channels: ClassVar[bool] = True
     twin_of_svd: ClassVar[bool] = True
     serves: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv2d, nn.ConvTranspose2d)
 

@@ -59,6 +59,10 @@ class SVD(Method):
     def forms(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("factors", "gauge") if self.side == "output" else ("factors",)
 
+    @property
+    def mixes_channels(self) -> bool:  # type: ignore[override]
+        return self.side == "input"  # the other side has a closed form
+
     def unfoldings(self, site: Site) -> tuple[Tensor, ...]:
         weight_goik = matrices(site.modules[0])
         by_side = weight_goik if self.side == "output" else weight_goik.transpose(1, 2)

@@ -79,6 +79,10 @@ class TensorTrain(Method):
         return ("factors", "kernel") if self.form == "reshaped" else ("factors",)
 
     @property
+    def mixes_channels(self) -> bool:  # type: ignore[override]
+        return self.form == "naive"
+
+    @property
     def twin_of_svd(self) -> bool:  # type: ignore[override]
         return self.form == "naive"
 

@@ -27,6 +27,7 @@ class Tucker(Method):
     """
 
     name: ClassVar[str] = "tucker"
+    mixes_channels: ClassVar[bool] = True
     twin_of_svd: ClassVar[bool] = True
     serves: ClassVar[tuple[type[nn.Module], ...]] = LAYERS
 
