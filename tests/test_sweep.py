@@ -110,7 +110,9 @@ def quick(rows, monkeypatch):
 
 
 def command(*arguments):
-    line = [sys.executable, "-c", "from tenfold._cli import main; main()", "sweep", *arguments]
+    # What a shell started in the background ignores interrupts, and so would this.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    line = [sys.executable, "-c", f"{heeding}; from tenfold._cli import main; main()", "sweep", *arguments]
     return {"args": line, "env": {**os.environ, "COLUMNS": "80", "PYTHONWARNINGS": "ignore"}}
 
 
