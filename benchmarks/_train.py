@@ -68,6 +68,16 @@ def kept(stem: Path, shape: Callable[[], nn.Module], train: Callable[[Path], Fin
     return Trained(model.eval(), tuple(Epoch(**epoch) for epoch in history))
 
 
+def epochs_of(full: int, *, short: bool, quick: bool) -> int:
+    """How many of all epochs: one for a look, a fifth on a CPU."""
+    return 1 if quick else full // SHORTER if short else full
+
+
+def flags(*, short: bool, quick: bool) -> str:
+    """The same on the command line."""
+    return " --short" * short + " --quick" * quick
+
+
 def announced() -> None:
     """Print every epoch as it ends."""
     logging.basicConfig(format="%(message)s")

@@ -26,6 +26,23 @@ def told(model, *batches):
     return tenfold.calibrate(model, list(batches))
 
 
+def awkward(method):
+    """Each awkward layer that a method serves, as it is seen by data that vary."""
+    for name in AWKWARD:
+        case = Case(name, method)
+        if case.sites:
+            x = torch.cat([case.input.roll(turn, -1) for turn in range(12)])
+            statistics = told(case.model, x.cumsum(-1) if x.is_floating_point() else x)
+            yield name, case, _fit.Seen.of(case.sites[0], statistics)
+
+
+@torch.no_grad()
+def errors(seen, new):
+    """What factors miss in the metric of each layer."""
+    each = zip(new, seen.site.modules, seen.metrics, strict=True)
+    return [float(m.square(_fit.stood_for(f).double() - matrices(dense).flatten(2))) for f, dense, m in each]
+
+
 @pytest.mark.parametrize("name", SPATIAL)
 def test_patches_times_the_matrix_are_the_outputs(name):
     case = Case(name, SVD())
@@ -180,21 +197,12 @@ def test_the_whitened_fit_is_the_best_one():
 def test_every_method_fits_the_data_better_than_the_weights_do(method):
     """On every awkward layer: never worse in the metric, exact at full rank, and no worse than its curve says."""
     gains = []
-    for name in AWKWARD:
-        case = Case(name, method)
-        if not case.sites:
-            continue
-        (site,) = case.sites
-        x = case.input
-        rolled = torch.cat([x.roll(turn, -1) for turn in range(12)])
-        seen = _fit.Seen.of(site, told(case.model, rolled.cumsum(-1) if x.is_floating_point() else rolled))
-        calls = [case.graph.layers[name].calls for name in site.layers]
-        curve = _fit.kept_curve(Candidate(site, method), calls, seen)
+    for name, case, seen in awkward(method):
+        site = seen.site
+        curve = _fit.kept_curve(Candidate(site, method), case.graph.calls_of(site.layers), seen)
 
         def error(new, seen=seen):
-            each = zip(new, seen.site.modules, seen.metrics, strict=True)
-            lost = [metric.square(_fit.stood_for(f).double() - matrices(dense).flatten(2)) for f, dense, metric in each]
-            return float(sum(lost).detach() / seen.whole.sum())
+            return sum(errors(seen, new)) / seen.whole.sum()
 
         for rank in case.ranks()[:-1:2]:
             plain, fitted = error(_fit.made(method, site, rank)), error(_fit.made(method, site, rank, seen))
@@ -210,27 +218,14 @@ def test_every_method_fits_the_data_better_than_the_weights_do(method):
 def test_errors_count_alike_in_whitened_coordinates(method):
     """And factors of these, brought back, make the same error; channels that vary much or little are alike there."""
     found = 0
-    for name in AWKWARD:
-        case = Case(name, method)
-        if not case.sites:
-            continue
-        (site,) = case.sites
-        x = case.input
-        rolled = torch.cat([x.roll(turn, -1) for turn in range(12)])
-        seen = _fit.Seen.of(site, told(case.model, rolled.cumsum(-1) if x.is_floating_point() else rolled))
+    for _, case, seen in awkward(method):
         where = seen.whitened
-
-        def errors(site, metrics, new):
-            each = zip(new, site.modules, metrics, strict=True)
-            return [float(m.square(_fit.stood_for(f).double() - matrices(d).flatten(2))) for f, d, m in each]
-
         for rank in case.ranks()[:2]:
             new = _fit._empty(method, where.site, rank)
             method.fill(where.site, rank, new)
-            with torch.no_grad():
-                before = errors(where.site, where.metrics, new)
-                where.bring_back(new)
-                assert errors(site, seen.metrics, new) == pytest.approx(before, rel=1e-6, abs=1e-12 * seen.whole.sum())
+            before = errors(where, new)
+            where.bring_back(new)
+            assert errors(seen, new) == pytest.approx(before, rel=1e-6, abs=1e-12 * seen.whole.sum())
         if where.outputs_back is not None:
             spread = torch.linalg.eigvalsh(sum(metric.outputs for metric in where.metrics))
             assert spread.max() < 1.1 * spread.mean()

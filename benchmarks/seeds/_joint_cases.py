@@ -11,7 +11,7 @@ from torch import nn
 
 import tenfold
 from benchmarks._nets import NETS as EVERY
-from benchmarks._train import SHORTER
+from benchmarks._train import epochs_of, flags
 from tenfold._apply import skeleton
 from tenfold.methods import DEFAULT, JointSVD, Method, SpatialSVD, Tucker
 from tenfold.train import Recipe
@@ -79,11 +79,7 @@ class Job:
     def options(self) -> str:
         """What makes this network and no other."""
         named = f"--net {self.net} --data {self.data} --method {self.method} --rate {self.rate:g} --start {self.start}"
-        return f"{named} --seed {self.seed}" + self._further
-
-    @property
-    def _further(self) -> str:
-        return " --short" * self.short + " --quick" * self.quick
+        return f"{named} --seed {self.seed}" + flags(short=self.short, quick=self.quick)
 
     @property
     def command(self) -> str:
@@ -94,7 +90,7 @@ class Job:
     def stem(self) -> str:
         """The name of this job's files."""
         parts = (self.net, self.data, self.method, f"{self.rate:g}", self.start, self.seed)
-        return "-".join(["joint", *map(str, parts)]) + self._further.replace(" --", "-")
+        return "-".join(["joint", *map(str, parts)]) + flags(short=self.short, quick=self.quick).replace(" --", "-")
 
     @property
     def dense(self) -> "Job":
@@ -110,7 +106,7 @@ class Job:
     def recipe(self) -> Recipe:
         """How to train it."""
         recipe = FRESH if self.start == "random" else FURTHER
-        epochs = 1 if self.quick else recipe.epochs // SHORTER if self.short else recipe.epochs
+        epochs = epochs_of(recipe.epochs, short=self.short, quick=self.quick)
         # Going on from the dense network with its seed would show it the very crops that it has seen.
         seed = self.seed + 1_000 * (self.start == "trained")
         return recipe.model_copy(update={"epochs": epochs, "seed": seed})

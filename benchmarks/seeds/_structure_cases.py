@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from benchmarks._train import SHORTER
+from benchmarks._train import epochs_of, flags
 from benchmarks.seeds._joint_cases import DATA, FRESH, FURTHER
 from tenfold.train import Recipe, SVDTraining
 
@@ -48,11 +48,7 @@ class Job:
         """What makes this network and no other."""
         named = f"--net {self.net} --data {self.data} --method {self.method} --params {self.params:g}"
         strength = "" if self.sparsity is None else f" --sparsity {self.sparsity:g}"
-        return f"{named} --start {self.start} --seed {self.seed}{strength}" + self._further
-
-    @property
-    def _further(self) -> str:
-        return " --short" * self.short + " --quick" * self.quick
+        return f"{named} --start {self.start} --seed {self.seed}{strength}" + flags(short=self.short, quick=self.quick)
 
     @property
     def command(self) -> str:
@@ -64,7 +60,9 @@ class Job:
         """The name of this job's files."""
         strength = "" if self.sparsity is None else f"{self.sparsity:g}"
         parts = [self.net, self.data, self.method, f"{self.params:g}", self.start, str(self.seed), strength]
-        return "-".join(["structure", *filter(None, parts)]) + self._further.replace(" --", "-")
+        return "-".join(["structure", *filter(None, parts)]) + flags(short=self.short, quick=self.quick).replace(
+            " --", "-"
+        )
 
     @property
     def dense(self) -> "Job":
@@ -91,11 +89,11 @@ class Job:
     def recipe(self, stage: Stage) -> Recipe:
         """How to train a stage."""
         recipe = FRESH if self.start == "random" and stage != "small" else FURTHER
-        epochs = {"random": (100, 30), "trained": (30, 30)}[self.start]
+        full = {"random": (100, 30), "trained": (30, 30)}[self.start]
+        epochs = [epochs_of(count, short=self.short, quick=self.quick) for count in full]
         if self.start == "random":  # a network from scratch has no better teacher than the labels
             recipe = recipe.model_copy(update={"distil": 0.0})
         count = sum(epochs) if stage == "whole" else epochs[stage == "small"]
-        count = (1 + (stage == "whole")) if self.quick else count // SHORTER if self.short else count
         # Going on with the seed of what was trained before would show it the very crops that it has seen.
         seed = self.seed + 1_000 * (1 + (stage == "small"))
         return recipe.model_copy(update={"epochs": count, "seed": seed})

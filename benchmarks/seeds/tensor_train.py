@@ -26,7 +26,7 @@ from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._score import judged
-from benchmarks._train import SHORTER, Trained, announced, fit, kept
+from benchmarks._train import Trained, announced, epochs_of, fit, flags, kept
 from benchmarks.seeds._cases import (
     CASES,
     CONTROL,
@@ -70,7 +70,7 @@ class Job:
         """What makes this row and no other."""
         named = f"--net {self.net} --method {self.method} --seed {self.seed}"
         rate = "" if self.lr is None else f" --lr {self.lr:g}"
-        return named + rate + " --short" * self.short + " --quick" * self.quick
+        return named + rate + flags(short=self.short, quick=self.quick)
 
     @property
     def command(self) -> str:
@@ -97,7 +97,7 @@ class Job:
     def recipe(self) -> Recipe:
         """How to train it."""
         recipe = self.case.recipe
-        epochs = 1 if self.quick else recipe.epochs // SHORTER if self.short else recipe.epochs
+        epochs = epochs_of(recipe.epochs, short=self.short, quick=self.quick)
         # Going on from the dense network with its seed would show it the very crops that it has seen.
         seed = self.seed + 1_000 * (self.case.start == "trained")
         return recipe.model_copy(update={"epochs": epochs, "seed": seed, "lr": self.lr or recipe.lr})

@@ -158,7 +158,7 @@ class Options:
         for some in self.candidates:
             together.setdefault(some.site.layers, []).append(some)
         pieces = [
-            (group, [self.graph.layers[name].calls for name in layers], self.statistics and self.statistics.of(layers))
+            (group, self.graph.calls_of(layers), self.statistics and self.statistics.of(layers))
             for layers, group in together.items()
         ]
         found: dict[Candidate, Ladder] = {}
@@ -187,7 +187,7 @@ class Options:
         alike = tuple((repr(layer.module), layer.module.weight.dtype, layer.calls) for layer in layers)
         key = (candidate.method, candidate.form, alike, ranks.tobytes())
         if key not in self._prices:  # repeated blocks have the same prices
-            self._prices[key] = candidate.priced([layer.calls for layer in layers], ranks)
+            self._prices[key] = candidate.priced(self.graph.calls_of(candidate.site.layers), ranks)
         return self._prices[key] - self.dense_cost(candidate)
 
     def _costs_of(self, step: Step) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,7 +8,7 @@ would do factor by factor, in fewer steps and without a formula for each method.
 # g groups, O outputs, K inputs times kernel positions
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,7 +54,8 @@ class Seen:
     @cached_property
     def whole(self) -> Floats:
         """What losing the weight of each layer altogether would count."""
-        return lost_altogether(self.site, self.metrics)
+        pairs = zip(self.site.modules, self.metrics, strict=True)
+        return np.array([float(metric.square(matrices(dense).flatten(2))) for dense, metric in pairs])
 
     @cached_property
     def whitened(self) -> Whitened:
@@ -97,7 +98,9 @@ def made(method: Method, site: Site, rank: Rank, seen: Seen | None = None) -> tu
             with torch.no_grad():
                 method.fill(site, rank, new)
             return whole.state_dict()
-        fits = [_descended(method.fill_in, where, method, rank, seen.whole, _STEPS) for where in seen.views(method)]
+        fits = [
+            (where, *_descended(method, rank, where, where.metrics, seen.whole, _STEPS)) for where in seen.views(method)
+        ]
         where, fitted, _ = min(fits, key=lambda fit: fit[2].sum())
         where.bring_back(fitted)
         whole.load_state_dict(nn.ModuleList(fitted).state_dict())
@@ -136,11 +139,15 @@ def _curve(candidate: Candidate, calls: Sequence[Sequence[Call]], seen: Seen) ->
     energies = np.array([float(matrices(dense).square().sum()) for dense in views[0].site.modules])
     errors, overall = plain.errors / np.maximum(energies, 1e-300), plain.errors.sum(1) / max(energies.sum(), 1e-300)
     tried = _tried(plain.ranks, overall, candidate.cheaper(calls, plain.ranks))
+    # In single precision, which is the same to five digits, in half of the time.
+    single = [[metric.to(torch.float32) for metric in where.metrics] for where in views]
 
     def missed(rank: Rank) -> Floats:
-        # In single precision, which is the same to five digits, in half of the time.
-        each = [_descended(method.draft, where, method, rank, whole, _CURVE_STEPS, torch.float32) for where in views]
-        return min((errors for *_, errors in each), key=np.sum)
+        each = [
+            _descended(method, rank, where, metrics, whole, _CURVE_STEPS, draft=True)
+            for where, metrics in zip(views, single, strict=True)
+        ]
+        return min((errors for _, errors in each), key=np.sum)
 
     found = [missed(tuple(map(int, plain.ranks[index]))) / whole for index in tried]
     logs = np.log(np.maximum(errors, 1e-300))
@@ -149,23 +156,27 @@ def _curve(candidate: Candidate, calls: Sequence[Sequence[Call]], seen: Seen) ->
 
 
 def _descended(
-    start: Callable[..., None],
-    where: Whitened,
     method: Method,
     rank: Rank,
+    where: Whitened,
+    metrics: Sequence[Metric],
     whole: Floats,
     steps: int,
-    dtype: torch.dtype = torch.float64,
-) -> tuple[Whitened, tuple[Factored, ...], Floats]:
-    """A fit found in some coordinates, still in these, and the squared error in the metric of each layer."""
-    new, metrics = _empty(method, where.site, rank), [metric.to(dtype) for metric in where.metrics]
+    *,
+    draft: bool = False,
+) -> tuple[tuple[Factored, ...], Floats]:
+    """A fit found in some coordinates, still in these, and the squared error in the metric of each layer.
+
+    `metrics` are those of these coordinates, in the precision in which to descend.
+    """
+    new, dtype = _empty(method, where.site, rank), metrics[0].inputs.dtype
     with torch.no_grad():
-        start(where.site, rank, new, where.metrics)
+        (method.draft if draft else method.fill_in)(where.site, rank, new, where.metrics)
     descend(where.site, new, metrics, whole, steps, dtype)
     with torch.no_grad():
         each = zip(where.site.modules, new, metrics, strict=True)
         errors = [float(metric.square(_error(dense, factored).to(dtype))) for dense, factored, metric in each]
-    return where, new, np.array(errors)
+    return new, np.array(errors)
 
 
 def _tried(ranks: NDArray[np.int64], errors: Floats, useful: NDArray[np.bool_]) -> list[int]:
@@ -185,12 +196,6 @@ def _between(at: Floats, known: Floats, values: Floats) -> Floats:
         order = np.argsort([0.0, *where], kind="stable")
         columns.append(np.interp(place, np.r_[0.0, where][order], np.r_[0.0, value][order]))
     return np.stack(columns, 1)
-
-
-def lost_altogether(site: Site, metrics: Sequence[Metric]) -> Floats:
-    """What losing the weight of each of the site's layers altogether would count in the metrics."""
-    pairs = zip(site.modules, metrics, strict=True)
-    return np.array([float(metric.square(matrices(dense).flatten(2))) for dense, metric in pairs])
 
 
 def missed_mean(dense: Any, factored: Factored, metric: Metric) -> Tensor | None:

@@ -118,9 +118,10 @@ def _shapes(outputs: Sequence[Tensor]) -> list[torch.Size]:
 def _moved(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     """Squared error over variance, in the mean over tensors."""
     each = []
-    for a, b in ((a, b) for a, b in zip(found, wanted, strict=True) if b.is_floating_point()):
-        spread = b - b.mean(0, keepdim=True) if b.dim() and len(b) > 1 else b
-        each.append((a - b).float().square().sum() / spread.float().square().sum().clamp_min(1e-12))
+    for a, b in zip(found, wanted, strict=True):
+        if b.is_floating_point():
+            spread = b - b.mean(0, keepdim=True) if b.dim() and len(b) > 1 else b
+            each.append((a - b).float().square().sum() / spread.float().square().sum().clamp_min(1e-12))
     return torch.stack(each).mean() if each else torch.zeros(())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tenfold._calibrate import POSITIONS, LayerStatistics, moments
 from tenfold._data import Inputs
-from tenfold._fit import descend, lost_altogether, stood_for
+from tenfold._fit import Seen, descend, stood_for
 from tenfold._layers import has_bias, matrices, owners, write
 from tenfold._method import Site
 from tenfold._metric import Metric
@@ -84,8 +84,8 @@ def _refit(
     wanted = weight + torch.linalg.solve(metric.inputs[:, 0], cross - weight @ moment, left=False)
     target = copy.deepcopy(layer)
     write(target, wanted)
-    site = Site(("",), (target,))
-    descend(site, (factored,), (metric,), lost_altogether(site, (metric,)), _STEPS, fixed=shared)
+    seen = Seen(Site(("",), (target,)), (metric,))
+    descend(seen.site, (factored,), seen.metrics, seen.whole, _STEPS, fixed=shared)
     if metric.mean is None:
         return
     found = stood_for(factored).detach().double()

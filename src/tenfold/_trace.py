@@ -1,5 +1,6 @@
 """Tracing: one run of the example, to learn which layers are called, with what, and which must stay as they are."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, ref
@@ -44,6 +45,10 @@ class Graph:
     def free(self) -> list[Layer]:
         """The layers that may be replaced."""
         return [layer for layer in self.layers.values() if layer.reason is None]
+
+    def calls_of(self, names: Iterable[str]) -> list[Sequence[Call]]:
+        """The calls of each of these layers."""
+        return [self.layers[name].calls for name in names]
 
 
 def trace(model: nn.Module, example: Inputs) -> Graph:

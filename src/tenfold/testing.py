@@ -213,7 +213,7 @@ def price_is_the_skeletons(case: Case) -> None:
     """The cost of each rank on the ladder is that of its skeleton, though few skeletons were run."""
     candidate = Candidate(case.sites[0], case.method)
     ranks = case.method.curve(case.sites[0]).ranks
-    calls = [case.graph.layers[name].calls for name in case.sites[0].layers]
+    calls = case.graph.calls_of(case.sites[0].layers)
     costs = candidate.priced(calls, ranks)
     for row in range(0, len(ranks), max(1, len(ranks) // 8)):
         assert (costs[row] == candidate.priced(calls, ranks[row : row + 1])).all()
@@ -224,7 +224,7 @@ def price_is_the_skeletons(case: Case) -> None:
 def forms_compute_the_same(case: Case) -> None:
     """Whatever form the factors run in, they stand for the same weight and give the same, at the price of the form."""
     (site,) = case.sites
-    calls = [case.graph.layers[name].calls for name in site.layers]
+    calls = case.graph.calls_of(site.layers)
     for form, rank in product(case.method.forms[1:], case.ranks()[:-1]):
         with suppress(TenfoldError):  # the form is not for this rank or layer
             price = Candidate(site, case.method, form).priced(calls, np.array([rank]))
