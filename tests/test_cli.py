@@ -95,7 +95,7 @@ def tenfold_cli(place, *arguments):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "COLUMNS": "80"},
+        env={**os.environ, "COLUMNS": "80", "TENFOLD_CACHE": str(place / "cache")},
     )
 
 
@@ -345,6 +345,7 @@ def test_the_demo_keeps_its_word(tmp_path):
     assert report["small"]["params"] <= 0.1 * report["dense"]["params"]
     assert report["metric"]["dense"] > 0.97
     assert report["metric"]["small"] > 0.9
+    assert report["timed"]["small_ms"] <= 1.03 * report["timed"]["dense_ms"]
     assert report["command"] == "tenfold demo"
     assert "<h1>tenfold._demo:digits_net, made smaller</h1>" in (tmp_path / "digits" / "report.html").read_text()
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -80,7 +80,7 @@ def test_a_report_as_text_is_a_table():
     assert head.split() == ["dense", "small", "small", "/", "dense"]
     assert len({len(line) for line in (head, lines[0], lines[2])}) == 1  # numbers stand below each other
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
-    assert rows.pop("milliseconds")
+    assert rows.pop("ms")
     assert {name: row.split() for name, row in rows.items()} == {
         "parameters": ["1,240", "1,200", "0.968"],
         "multiply-adds": ["2,400", "2,400", "1.000"],

@@ -19,12 +19,11 @@ from tenfold._judge import Judge, Trial
 from tenfold._plan import Step
 from tenfold._pruning import Pruning
 from tenfold._search import smallest
-from tenfold._timed import FASTER, Clock
+from tenfold._timed import Clock
 
 log = logging.getLogger("tenfold")
 
 _MARGIN = 0.05  # of what has to be saved: over the last of it, prices are compared
-_STRICTER = 0.1  # of the time: by so much faster options must be where the whole is slower
 _NOISE = 0.03  # of the dense time
 _NEAR = 0.94  # of a limit of time, that is used well enough
 _STEP = 0.01  # of a limit of time: the least correction of what exceeds it
@@ -40,7 +39,7 @@ class Budget(Target):
     exceeded, and no layer costs more than it did in parameters, multiply-adds or bytes.
 
     Times are those of the whole network in the engine of the options: of layers as they are measured, then corrected
-    by the measured network. With such a limit, or with the guard, no layer takes more time than it did either.
+    by the measured network. With the guard, no layer takes more time than it did, and the network does not either.
 
     With `max_drop`, the fewest parameters within the limits, if there are any, at which the metric falls by no more,
     in the unit of what `evaluate` returns. Up to eight networks are made and evaluated to find them.
@@ -114,27 +113,25 @@ class Budget(Target):
     def _timed(self, options: Options, clock: Clock) -> list[Step]:
         """The steps whose network, timed as a whole, keeps the limits; what the sum of parts got wrong is corrected."""
         limits, best, removals = dict[str, float](self.limits(options)), None, None
-        most = self._time_share(clock)
-        asked, faster = most, FASTER
+        asked = most = self._time_share(clock)
         for trial in range(_TRIALS):
             try:
-                time = {"ns": clock.nanoseconds(asked)} if most < 1 else {}
-                steps = self._within(options, {**limits, **time}, clock, faster, removals)
+                if self.is_timed or trial:  # the guard alone asks no more of the parts at first
+                    limits["ns"] = clock.nanoseconds(asked)
+                steps = self._within(options, limits, clock, removals)
             except TenfoldError:
                 if not trial:
                     raise
                 break  # the parts cannot be as much faster as the whole would need
             if not (clock.is_here and steps):
                 return steps
-            measured = self._measured(clock, steps, most)
+            measured, predicted = self._measured(clock, steps, most)
             fits = measured <= _enough(most)
             if fits and (best is None or measured > best[0]):
                 best = measured, steps
             if fits and (most == 1 or measured >= _NEAR * most):
                 break
-            if most < 1:
-                asked -= measured - most if fits else max(measured - most, _STEP * most)
-            faster -= _STRICTER if most == 1 else 0
+            asked = asked + most - measured if fits else min(asked, predicted) - max(measured - most, _STEP * most)
             if options.candidates:  # which would have to be found anew for other removals
                 removals = [step for step in steps if step.links]
         if best is None:
@@ -144,58 +141,55 @@ class Budget(Target):
             )
         return best[1]
 
-    def _measured(self, clock: Clock, steps: Sequence[Step], most: float) -> float:
-        """The network's share of the dense time; what fits has to fit twice, or of several trials luck would choose."""
+    def _measured(self, clock: Clock, steps: Sequence[Step], most: float) -> tuple[float, float]:
+        """The network's share of the dense time, and what its parts say.
+
+        What fits has to fit twice, or of several trials luck would choose.
+        """
         plan = clock.plan(steps)
         measured = clock.share(plan)
         if measured <= _enough(most):
             measured = clock.share(plan, again=True)
-        log.info("timed: %.3f of the dense time, %.3f by its parts", measured, clock.predicted(plan))
-        return measured
+        predicted = clock.predicted(plan)
+        assert predicted is not None, "this machine measures"
+        log.info("timed: %.3f of the dense time, %.3f by its parts", measured, predicted)
+        return measured, predicted
 
     def _within(
         self,
         options: Options,
         limits: Mapping[str, float],
         clock: Clock | None = None,
-        faster: float = FASTER,
         removals: list[Step] | None = None,
     ) -> list[Step]:
         """The steps within the limits; those that remove filters may be given."""
         if removals is not None:
-            return [*removals, *self._left(options, limits, clock, faster, removals).steps]
+            return [*removals, *self._left(options, limits, clock, removals).steps]
         pruning = options.pruning if clock is None else clock.pruning
         if pruning is None:
-            return self._factorised(options, limits, clock, faster).steps
-        return self._pruned_first(options, pruning, limits, clock, faster)
+            return self._factorised(options, limits, clock).steps
+        return self._pruned_first(options, pruning, limits, clock)
 
-    def _factorised(
-        self, options: Options, limits: Mapping[str, float], clock: Clock | None = None, faster: float = FASTER
-    ) -> Choice:
+    def _factorised(self, options: Options, limits: Mapping[str, float], clock: Clock | None = None) -> Choice:
         """The choice of factors alone; where times count, by those measured for exactly what it chooses."""
         for _ in range(_ROUNDS):
-            offer = Offer.of(options) if clock is None else Offer.timed(options, clock, faster)
+            offer = Offer.of(options) if clock is None else Offer.timed(options, clock)
             choice = chosen(offer, limits, lambda pool: self.weighed(pool.errors, pool.moves).sum(1))
             if clock is None or not clock.exactly(choice.steps):
                 break
         return choice
 
     def _left(
-        self,
-        options: Options,
-        limits: Mapping[str, float],
-        clock: Clock | None,
-        faster: float,
-        removals: Sequence[Step],
+        self, options: Options, limits: Mapping[str, float], clock: Clock | None, removals: Sequence[Step]
     ) -> Choice:
         """The choice of factors for what filter removal leaves."""
         if not (removals and options.candidates):
-            return self._factorised(options, limits, clock, faster) if options.candidates else Choice([], 0.0)
+            return self._factorised(options, limits, clock) if options.candidates else Choice([], 0.0)
         rest = None if clock is None else clock.without(removals)
-        return self._factorised(options.without(removals), limits, rest, faster)
+        return self._factorised(options.without(removals), limits, rest)
 
     def _pruned_first(
-        self, options: Options, pruning: Pruning, limits: Mapping[str, float], clock: Clock | None, faster: float
+        self, options: Options, pruning: Pruning, limits: Mapping[str, float], clock: Clock | None
     ) -> list[Step]:
         """Filters go as long as they cost less for what they save than the last of the other options would.
 
@@ -208,7 +202,7 @@ class Budget(Target):
         alone, dearest = None, np.inf
         if options.candidates:
             with suppress(TenfoldError):  # filters may reach what the others do not
-                alone = self._factorised(options, limits, clock, faster)
+                alone = self._factorised(options, limits, clock)
                 dearest = 0.0 if options.statistics is None else self._last_price(options, limits, room, alone, clock)
         gone = pruning.without(prices, room, dearest)
         if gone is None:
@@ -216,7 +210,7 @@ class Budget(Target):
         removals = pruning.steps(gone)
         if alone is not None and not removals:
             return alone.steps
-        rest = self._left(options, limits, clock, faster, removals)
+        rest = self._left(options, limits, clock, removals)
         price = sum(float(price[count]) for price, count in zip(prices, gone, strict=True)) + rest.price
         return [*removals, *rest.steps] if alone is None or price < alone.price else alone.steps
 
@@ -230,7 +224,8 @@ class Budget(Target):
     ) -> float:
         """What the last of the savings costs, for all of them."""
         wider = {name: limit - _MARGIN * min(room[name], 0) for name, limit in limits.items()}
-        return (alone.price - self._factorised(options, wider, clock).price) / (_MARGIN * len(limits))
+        saving = sum(room[name] < 0 for name in limits)
+        return (alone.price - self._factorised(options, wider, clock).price) / (_MARGIN * max(saving, 1))
 
     def searched(self, options: Options, judge: Judge) -> list[Step]:
         if self.max_drop is None:
@@ -243,7 +238,7 @@ class Budget(Target):
         if limits:
             best = self._within(options, limits, clock)
             most, drop = self._allowed(judge(options.ordered(best)))
-        offer = Offer.of(options) if clock is None else Offer.timed(options, clock, FASTER)
+        offer = Offer.of(options) if clock is None else Offer.timed(options, clock)
         least = self._fewest(options, offer, limits or {"params": 2 * most})
 
         def at(params: int) -> list[Step]:

@@ -46,7 +46,10 @@ class Ladder:
 
     def cheaper(self) -> "Ladder":
         """The options that are `cheaper` than dense."""
-        keep = cheaper(self.costs, self.dense)
+        return self.only(cheaper(self.costs, self.dense))
+
+    def only(self, keep: NDArray[np.bool_]) -> "Ladder":
+        """Some of the options."""
         return replace(self, ranks=self.ranks[keep], errors=self.errors[keep], costs=self.costs[keep])
 
     def step(self, index: int) -> Step:

@@ -31,9 +31,9 @@ class Offer(NamedTuple):
         return cls([ladder.cheaper() for ladder in options.ladders], dense, options)
 
     @classmethod
-    def timed(cls, options: Options, clock: Clock, faster: float) -> "Offer":
-        """Those that take at most the share `faster` of the dense layer's time as well."""
-        return cls(clock.ladders(faster), {**cls.of(options).dense, "ns": clock.start_ns}, options)
+    def timed(cls, options: Options, clock: Clock) -> "Offer":
+        """Those with their times, which are a cost too; with the guard only those that are faster as well."""
+        return cls(clock.ladders(), {**cls.of(options).dense, "ns": clock.start_ns}, options)
 
 
 class Choice(NamedTuple):

@@ -1,4 +1,4 @@
-"""The demonstration: a small residual network learns handwritten digits and is then made ten times smaller."""
+"""The demonstration: a small residual network learns handwritten digits, and is made ten times smaller, no slower."""
 
 import logging
 import time
@@ -66,7 +66,9 @@ def run_demo(folder: Path, out: Console, command: str | None = None) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = _trained(train)
-    out.print(f"Trained in {time.perf_counter() - start:.0f} s. Compressing to a tenth of the parameters ...\n")
+    out.print(
+        f"Trained in {time.perf_counter() - start:.0f} s. Compressing to a tenth of the parameters, no slower ...\n"
+    )
 
     images, labels = held_out.tensors
 
@@ -77,7 +79,7 @@ def run_demo(folder: Path, out: Console, command: str | None = None) -> None:
     example, calibration = images[:1], list(DataLoader(train, batch_size=128))
     found = options(model, example=example, statistics=calibrate(model, calibration))
     task: dict[str, Any] = {"example": example, "calibration": calibration, "evaluate": accuracy, "command": command}
-    result = carry_out(Budget(params=0.1), found, **task)
+    result = carry_out(Budget(params=0.1, latency=1.0), found, **task)
     save(folder, result.model, result.plan.model_copy(update={"reference": "tenfold._demo:digits_net"}), result.report)
     report.write(folder)
 

@@ -2,11 +2,11 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,6 @@ from tenfold.methods import find
 MACS = LIMITED.index("macs")
 FASTER = 0.97  # of the time: what counts as faster
 _POINTS = 6  # ranks of a ladder that are measured at first
-_UNKNOWN = 10  # times the dense layer, so that it is not chosen
 _SLOW = "no option is measurably faster than it is"
 _NS = 1e6  # nanoseconds of a millisecond
 
@@ -108,22 +107,19 @@ class Clock:
                 options = [self._piece(ladder.candidate, cheap.ranks[place]) for place in self._places(cheap)]
                 yield self._dense(ladder.candidate.site.layers), options
 
-    def ladders(self, faster: float) -> list[Ladder]:
-        """The options that cost less than dense and take at most the share `faster` of its time, which is a cost too.
+    def ladders(self) -> list[Ladder]:
+        """The options that cost less than dense; with the guard, those of them that are faster, too.
 
-        In nanoseconds, behind those of LIMITED.
+        Their times, in nanoseconds, are a cost behind those of LIMITED; options whose times are not known are left out.
         """
         forms = chain.from_iterable(map(self._forms, self.options.ladders))
         cheap = [ladder for each in forms if len((ladder := each.cheaper()).ranks)]
         every = [self._with_times(ladder) for ladder in track(cheap, "times")]
-        least: dict[str, float] = {}
-        for ladder in every:
-            share = 1 + float(ladder.costs[:, -1].min()) / max(float(ladder.dense[-1]), 1.0)
-            for name in ladder.candidate.site.layers:
-                least[name] = min(share, least.get(name, share))
+        fast = [ladder.only(ladder.costs[:, -1] <= (FASTER - 1) * ladder.dense[-1]) for ladder in every]
+        tried, faster = _layers(every), _layers(ladder for ladder in fast if len(ladder.ranks))
         self.options.slow.clear()
-        self.options.slow.update({name: _SLOW for name, share in least.items() if share > faster})
-        return [_at_most(ladder, faster) for ladder in every]
+        self.options.slow.update(dict.fromkeys(sorted(tried - faster), _SLOW))
+        return fast if self.options.guard else every
 
     def _forms(self, ladder: Ladder) -> Iterator[Ladder]:
         """The options as they are; and of compiled matrices in the row gauge: elsewhere its gather takes too long."""
@@ -255,18 +251,22 @@ class Clock:
 
     def _with_times(self, ladder: Ladder) -> Ladder:
         dense_ms, each_ms = self._interpolated(ladder)
-        changes = ((each_ms - dense_ms) * _NS).round().astype(np.int64)
-        dense = np.append(ladder.dense, int(dense_ms * _NS))
-        return replace(ladder, costs=np.column_stack([ladder.costs, changes]), dense=dense)
+        known = np.isfinite(each_ms)
+        changes = ((each_ms[known] - dense_ms) * _NS).round().astype(np.int64)
+        dense, those = np.append(ladder.dense, int(dense_ms * _NS)), ladder.only(known)
+        return replace(those, costs=np.column_stack([those.costs, changes]), dense=dense)
 
     def _interpolated(self, ladder: Ladder) -> tuple[float, NDArray[np.float64]]:
-        """Of every option, between those measured, by multiply-adds, or by parameters where there are none."""
+        """Of every option, between those measured, by multiply-adds, or by parameters where there are none.
+
+        Infinite where none was measured.
+        """
         candidate, size, places = ladder.candidate, _size(ladder), self._places(ladder)
         pieces = [self._piece(candidate, ladder.ranks[number]) for number in places]
         dense_ms, found = self.times.of(self._dense(candidate.site.layers), pieces)
         known = [(place, ms) for place, ms in zip(places, found, strict=True) if isfinite(ms)]
         if not known:  # no plain layers, which the kit of another machine left out
-            return dense_ms, np.full(len(size), _UNKNOWN * dense_ms)
+            return dense_ms, np.full(len(size), inf)
         where, taken = [place for place, _ in known], [ms for _, ms in known]
         each_ms = np.interp(size, size[where], taken)
         each_ms[where] = taken  # also where two ranks have the same size
@@ -335,6 +335,5 @@ def _size(ladder: Ladder) -> NDArray[np.float64]:
     return (ladder.costs[:, counted] + ladder.dense[counted]).astype(np.float64)
 
 
-def _at_most(ladder: Ladder, faster: float) -> Ladder:
-    keep = ladder.costs[:, -1] <= (faster - 1) * ladder.dense[-1]
-    return replace(ladder, ranks=ladder.ranks[keep], errors=ladder.errors[keep], costs=ladder.costs[keep])
+def _layers(ladders: Iterable[Ladder]) -> set[str]:
+    return {name for ladder in ladders for name in ladder.candidate.site.layers}

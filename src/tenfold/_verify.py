@@ -110,7 +110,7 @@ class Report(Record):
         beside = self.timed is not None and self.timed.small_ms is not None  # each other, in the asked engine
         if self.dense.milliseconds and self.small.milliseconds and not beside:
             before, after = self.dense.milliseconds, self.small.milliseconds
-            found.append(("milliseconds", f"{before:.2f}", f"{after:.2f}", f"{after / before:.3f}"))
+            found.append(("ms", f"{before:.2f}", f"{after:.2f}", f"{after / before:.3f}"))
         if self.metric is not None:
             before, after = self.metric.dense, self.metric.small
             found.append((metric, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"))
@@ -128,7 +128,7 @@ def _timed_line(timed: Timed) -> tuple[str, str, str, str]:
     planned = "" if timed.predicted is None else f" (planned: {timed.predicted:.3f})"
     small_ms = "" if timed.small_ms is None else f"{timed.small_ms:.2f}"
     ratio = "" if timed.measured is None else f"{timed.measured:.3f}"
-    return f"milliseconds, {timed.conditions.engine}{planned}", f"{timed.dense_ms:.2f}", small_ms, ratio
+    return f"ms, {timed.conditions.engine}{planned}", f"{timed.dense_ms:.2f}", small_ms, ratio
 
 
 def verify(small: nn.Module, dense: nn.Module, batches: Iterable[Any], *, evaluate: Evaluate | None = None) -> Report:
