@@ -19,8 +19,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import IterableDataset, TensorDataset
 
 import tenfold
-from tenfold import Budget, TenfoldError
-from tenfold.methods import CP, SVD
+from tenfold import Budget, Plan, Step, TenfoldError
+from tenfold._pair import rebuilding
+from tenfold.methods import CP, SVD, TensorTrain
 from tenfold.train import Augment, Recipe, Round, _finetune, finetune, progressive
 from tenfold.train._augment import mixed, neighbours
 from tenfold.train._balance import balance
@@ -50,6 +51,30 @@ def apart(left, right):
 def same(left, right):
     pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "given", "method", "rank", "expected"),
+    [
+        (nn.Conv2d(64, 64, 3), images(2, 64, 5, 5), SVD(), (16,), False),
+        (nn.Conv2d(64, 64, 3), images(2, 64, 5, 5), CP(3), (134,), True),  # moves more numbers
+        (nn.Conv2d(64, 64, 3), images(2, 64, 5, 5), CP(3), (14,), False),
+        (nn.Conv2d(64, 64, 3), images(2, 64, 5, 5), TensorTrain(), (2, 2), True),
+        (nn.Linear(128, 96), images(4, 128), SVD(), (20,), False),
+        (nn.Embedding(60, 40), torch.arange(9), SVD(), (8,), False),
+    ],
+)
+def test_weights_are_rebuilt_where_factors_are_more_work(monkeypatch, layer, given, method, rank, expected):
+    dense = randomised(nn.Sequential(layer, nn.Identity()))
+    small = tenfold.apply(dense, Plan((Step(layers=("0",), method=method, rank=rank),)))
+    calls, rebuilt = [], tenfold.Factored.rebuilt
+    monkeypatch.setattr(tenfold.Factored, "rebuilt", lambda self: calls.append(self) or rebuilt(self))
+    with torch.no_grad():
+        usual = small(given)
+        assert not calls
+        with rebuilding(small, dense):
+            assert torch.allclose(small(given), usual, atol=1e-4)
+    assert bool(calls) is expected
 
 
 def test_outputs_come_nearer_and_nothing_else_changes(monkeypatch):

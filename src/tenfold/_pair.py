@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs, tensors
 from tenfold._factored import Factored
-from tenfold._layers import groups
+from tenfold._layers import LAYERS, channels, groups, kind
 from tenfold._run import device_of, forward, watched
 
 _EXAMPLES = 64  # of a part of a batch
+_MOVED = 70  # multiply-adds in the time in which a layer reads or writes a number
 
 
 @dataclass
@@ -82,12 +84,13 @@ def changed(small: nn.Module, dense: nn.Module) -> list[str]:
 
 @contextmanager
 def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
-    """Inside, every replaced layer runs as the dense one with the rebuilt weight: on batches, many times faster.
+    """Inside, replaced layers whose factors are more work on batches than the dense one run as it, the weight rebuilt.
 
     Not so a layer with groups of which some were removed: the dense one would not run.
     """
     pairs = [(small.get_submodule(name), dense.get_submodule(name)) for name in replaced(small)]
-    layers = {factored: layer for factored, layer in pairs if groups(factored) == groups(layer)}
+    same = [(factored, layer) for factored, layer in pairs if groups(factored) == groups(layer)]
+    layers = {factored: layer for factored, layer in same if _work(factored) > _work(layer)}
     device = device_of(small)
 
     def around(factored: Any, _: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,6 +105,14 @@ def rebuilding(small: nn.Module, dense: nn.Module) -> Iterator[None]:
 
     with watched(layers, around):
         yield
+
+
+def _work(module: nn.Module) -> float:
+    """Multiply-adds for a place of the output, and as many as moving all numbers takes; endless for trains of cores."""
+    parts = [part for part in module.modules() if any(p.dim() > 1 for p in part._parameters.values() if p is not None)]
+    if any(kind(part) not in LAYERS for part in parts):
+        return inf
+    return sum(sum(p.numel() for p in part.parameters(recurse=False)) + _MOVED * sum(channels(part)) for part in parts)
 
 
 def mean_error(found: Mapping[str, Sequence[Tensor]], wanted: Mapping[str, Sequence[Tensor]]) -> Tensor:

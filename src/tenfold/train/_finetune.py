@@ -61,9 +61,9 @@ def finetune(
 ) -> Finetuned:
     """Train a copy of a compressed network to give what the dense one gives, and the labels.
 
-    Both see the same augmented inputs. Replaced layers run as dense ones with the weight rebuilt from their factors,
-    which is quicker on batches. Under `accelerate launch` or `torchrun`, every process takes its part of each batch,
-    and batch norms see all of it, so that the result is that of one process within rounding.
+    Both see the same augmented inputs. Where factors are more work on batches than the dense layer, it runs in their
+    place, with the weight rebuilt from them. Under `accelerate launch` or `torchrun`, every process takes its part of
+    each batch, and batch norms see all of it, so that the result is that of one process within rounding.
 
     Args:
         small: what `apply` made of `dense`, with the same names; neither is modified.
