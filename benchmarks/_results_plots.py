@@ -8,10 +8,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.peers._page import ALL_OURS, OURS_FAST, stage
+from benchmarks.peers._page import ALL_OURS, OURS, stage
 from benchmarks.peers._row import Found, Row
 
 _SHOWN = 30  # points below the dense network; the rest is in the tables
+_MARKERS = dict(zip(ALL_OURS, "osD", strict=True))
 _STYLE = {"svg.hashsalt": "tenfold", "svg.fonttype": "none", "font.size": 9}
 Axis = Callable[[Found], float]
 
@@ -54,8 +55,8 @@ def _fill(place: Axes, rows: Sequence[Row], axis: Axis, line: str, colours: dict
             [axis(one) for one in found],
             [one.accuracy for one in found],
             linestyle=line,
-            marker="s" if peer == OURS_FAST else "o" if ours else ".",
-            markerfacecolor="white" if peer == OURS_FAST else None,
+            marker=_MARKERS.get(peer, "."),
+            markerfacecolor="white" if ours and peer != OURS else None,
             color=colours[peer],
             linewidth=2 if ours else 1,
             label=peer,

@@ -12,6 +12,7 @@ OWN = ("torch-pruning",)  # what finds filters for this library
 PEERS = (
     "tenfold",
     "tenfold-fast",
+    "tenfold-fastest",
     "aimet-torch",
     "fasterai",
     "model-compression-toolkit",

@@ -3,6 +3,8 @@
 The dense network is stored channels last, where convolutions are faster on CPUs, so that the limit is of its best time.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -15,12 +17,17 @@ INSTALL = ()
 
 def settings(dense: nn.Module, batches: Batches) -> dict[str, Smaller]:
     """Factors alone, and filters beside them."""
+    return in_time(dense, batches, lambda share: (1 + share) / 2)
+
+
+def in_time(dense: nn.Module, batches: Batches, latency: Callable[[float], float]) -> dict[str, Smaller]:
+    """The same, with the share of time that goes with a share of parameters."""
     inputs = [images for images, _ in batches]
     dense = dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     example = inputs[0][:1].contiguous(memory_format=torch.channels_last)
 
     def limited(share: float, *further: FilterPruning) -> nn.Module:
-        target = tenfold.Budget(params=share, latency=(1 + share) / 2)
+        target = tenfold.Budget(params=share, latency=latency(share))
         return tenfold.compress(dense, target, example=example, calibration=inputs, methods=[*DEFAULT, *further]).model
 
     return {
