@@ -26,7 +26,7 @@ class Goal:
 
     def best(self, evidence: Evidence) -> Row | None:
         """The row of the first seed, in full length or else in a fifth of it; none is picked by what it says."""
-        return min(self.rows(evidence), key=lambda row: (_short(row), row.seed), default=None)
+        return _first(self.rows(evidence))
 
     def reached(self, row: Row | None) -> bool:
         """Whether the row keeps the goal."""
@@ -128,16 +128,23 @@ _JOINT = (
 
 
 def _joint_goal(net: str, fewer: float, published: str, loss: float, rate: float) -> Goal:
-    command = (
-        f"python -m benchmarks.seeds.joint --net {net} --data cifar10-jpeg --method mix --rate {rate:g} --start trained"
-    )
     return Goal(
         f"ResNet-{net.removeprefix('resnet')}, at least {fewer:g} times fewer, batch norms not counted",
         f"{published}, Chen et al. 2021)",
         -loss,
-        lambda rows: [row for row in rows.joint if row.command.startswith(command)],  # at the published scheme's size
-        f"{command} --seed 0",
+        lambda rows: _joint_rows(rows, net, "mix", rate),  # which has the size of the published scheme
+        f"{_joint_command(net, 'mix', rate)} --seed 0",
     )
+
+
+def _joint_command(net: str, method: str, rate: float) -> str:
+    """But for the seed, and for how long."""
+    named = f"--net {net} --data cifar10-jpeg --method {method} --rate {rate:g} --start trained"
+    return f"python -m benchmarks.seeds.joint {named}"
+
+
+def _joint_rows(rows: Evidence, net: str, method: str, rate: float) -> list[Row]:
+    return [row for row in rows.joint if row.command.startswith(f"{_joint_command(net, method, rate)} ")]
 
 
 def _small(rows: Sequence[Row], net: str, share: float, method: str = "mix") -> list[Row]:
@@ -146,6 +153,10 @@ def _small(rows: Sequence[Row], net: str, share: float, method: str = "mix") -> 
         for row in rows
         if (row.net, row.method, row.rule) == (net, method, None) and 0.9 * share <= row.params_ratio <= share
     ]
+
+
+def _first(rows: Sequence[Row]) -> Row | None:
+    return min(rows, key=lambda row: (_short(row), row.seed), default=None)
 
 
 def _short(row: Row) -> bool:
@@ -220,28 +231,28 @@ def _rates(rows: Evidence) -> Order:
         "Asymptotic soft pruning 68.02 %, at a constant rate 60.79 % (ResNet-18, ImageNet; the WHC paper); "
         "on ResNet-56 93.12 and 93.35 %",
         "ResNet-20 at half of its parameters, from trained weights",
-        [row for name in ("asfp", "sfp") for row in found if row.method == name],
+        [_first([row for row in found if row.method == name]) for name in ("asfp", "sfp")],
         "Published in both orders; what is trained on after removal ends alike",
     )
 
 
 def _shared(rows: Evidence) -> Order:
-    rate = [
-        row for row in rows.joint if row.net == "resnet18" and "--rate 0.04 --start trained --seed 0" in row.command
-    ]
+    ways = [_first(_joint_rows(rows, "resnet18", method, 0.04)) for method in ("rjsvd-1", "spatial")]
+    length = "In a fifth of the epochs. " * any(row is not None and _short(row) for row in ways)
     return _beside(
         "Shared factors 93.19 %, separate ones 92.49 % at 17.76x (ResNet-18; Chen et al. 2021)",
         "ResNet-18 at the published size, from trained weights",
-        [row for name in ("rjsvd-1", "spatial") for row in rate if row.method == name],
-        "In a fifth of the epochs. ResNet-56 at half of its parameters, not trained, keeps "
-        f"{_untrained(rows.joint_oneshot)}: sharing binds blocks that differ",
+        ways,
+        f"{length}ResNet-56 at half of its parameters, not trained, keeps {_untrained(rows.joint_oneshot)}: "
+        "sharing binds blocks that differ",
     )
 
 
 def _untrained(rows: Sequence[Row]) -> str:
-    found = {row.method: row.accuracy for row in rows if (row.net, row.asked) == ("resnet56", 0.5)}
-    shared = max((found[name] for name in found if name in ("joint-left", "joint-right", "joint-both")), default=0.0)
-    return f"{shared:.2f} % by shared factors and {found.get('separate', 0.0):.2f} % by separate ones"
+    found = [row for row in rows if (row.net, row.asked) == ("resnet56", 0.5)]
+    best = [*_best_of(found, ("joint-left", "joint-right", "joint-both")), *_best_of(found, ("separate",))]
+    ways = zip(best, ("shared factors", "separate ones"), strict=False)  # fewer where some were not run
+    return " and ".join(f"{row.accuracy:.2f} % by {way}" for row, way in ways)
 
 
 def _best_of(rows: Sequence[Row], starts: tuple[str, ...]) -> list[Row]:
@@ -249,14 +260,15 @@ def _best_of(rows: Sequence[Row], starts: tuple[str, ...]) -> list[Row]:
     return [max(own, key=lambda row: row.accuracy)] if own else []
 
 
-def _beside(published: str, where: str, ways: Sequence[Row], reason: str) -> Order:
+def _beside(published: str, where: str, ways: Sequence[Row | None], reason: str) -> Order:
     """The first of two rows is the one that is ahead in what was published."""
-    if len(ways) < 2:
+    both = [row for row in ways if row is not None]
+    if len(both) < 2:
         return Order(published, NOT_RUN, None, reason, ())
-    ahead, behind = ways
-    rights = [unpacked(row.right or "", IMAGES) for row in ways]
+    ahead, behind = both
+    rights = [unpacked(row.right or "", IMAGES) for row in both]
     low, high = paired_interval(*rights)
     apart = change(percent(rights[0]) - percent(rights[1]), (low, high))
-    texts = " and ".join(f"{row.method} {row.accuracy:.2f} %" for row in ways)
+    texts = " and ".join(f"{row.method} {row.accuracy:.2f} %" for row in both)
     commands = (ahead.command, behind.command)
     return Order(published, f"{where}: {texts}, apart by {apart}", low > 0, reason, commands)
