@@ -116,7 +116,7 @@ class TenfoldUntil:
     goal: float = 0.0  # ||W - What||^2 / ||W||^2
 
     def __call__(self, conv: nn.Conv2d, form: Form, rank: Rank) -> Callable[[], Found]:
-        """Fit, and write the factor layers."""
+        """Fit."""
         method: Any = form.method
         site = Site(("conv",), (conv,))
         weight = method._weight(site)

@@ -1,7 +1,7 @@
 """What the scale benchmark runs in processes of their own, so that each has its own peak of memory.
 
 `python -m benchmarks._scale_runs decoder FOLDER SIZE OUT [--ray ADDRESS] [--lose]`: from files to files.
-`python -m benchmarks._scale_runs layer WIDTH INPUTS METHOD`: curve and factors of one Linear layer.
+`python -m benchmarks._scale_runs layer WIDTH INPUTS METHOD`: curve and factors of one layer.
 `python -m benchmarks._scale_runs count LAYERS`: the choice over so many layers.
 `python -m benchmarks._scale_runs resnet50 closed|all`: all options and the choice, beside one SVD of every layer.
 

@@ -124,7 +124,7 @@ print(digest(result.plan.dumps(), result.model.state_dict()))
 """
 
 
-def test_two_processes_come_to_the_same(tmp_path):
+def test_two_processes_come_to_the_same():
     script = SAME.format(tests=str(Path(__file__).parent))
     found = [
         subprocess.run(

@@ -71,7 +71,7 @@ def test_the_best_setting_is_that_of_the_least_loss_and_others_may_fail():
     ("peer", "message"),
     [("tednet", "the peer is not for this Python"), ("dense", "No such file")],
 )
-def test_a_peer_that_fails_is_a_row(peer, message, tmp_path, monkeypatch):
+def test_a_peer_that_fails_is_a_row(peer, message, tmp_path):
     home = tmp_path / "envs" / ("tednet" if peer == "tednet" else "tenfold")
     home.mkdir(parents=True)
     if peer == "tednet":

@@ -35,7 +35,6 @@ def options(engine, methods=METHODS, **further):
 def profiled(request, tmp_path_factory):
     """The table that a kit wrote in a process without this package."""
     engine, folder = request.param, tmp_path_factory.mktemp("kit")
-    pytest.importorskip("onnxruntime")
     count = write_kit(options(engine), folder / "kit.pyz")
     command = [sys.executable, "-c", RUN.format(ABSENT[engine]), str(folder / "kit.pyz"), str(folder / "times.json")]
     done = subprocess.run([*command, "--threads", "1"], capture_output=True, text=True, check=False)

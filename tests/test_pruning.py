@@ -73,7 +73,7 @@ def test_every_step_says_what_it_takes(found):
         assert [*(after - before)] == [*(one[1] - one[0])]
 
 
-def test_the_weakest_filters_go(found):
+def test_the_weakest_filters_go():
     """By their norms, relative to their layers' and summed over layers that must lose the same ones."""
     groups, _ = filter_groups(NET, example_inputs(X))
     for group in groups:

@@ -138,7 +138,6 @@ def test_layer_by_layer_into_files_is_what_apply_and_save_write(tmp_path, most):
 
 
 def test_filters_data_and_plans_in_rounds_go_into_files_too(tmp_path):
-    pytest.importorskip("torch_pruning")
     data = [images(16, 3, 16, 16, seed=seed) for seed in range(4)]
     told = tenfold.calibrate(NET, data)
     before = copy.deepcopy(NET.state_dict())

@@ -74,7 +74,7 @@ def test_the_predicted_cost_is_the_measured_one(net, found):
     assert [small.params, small.macs, small.bytes] == [*found.predicted(plan.steps)]
 
 
-def test_no_layer_costs_more_than_dense(net, found):
+def test_no_layer_costs_more_than_dense(found):
     for target in (Budget(params=0.5), Budget(macs=0.5), Energy(0.95), EVBMF()):
         for before, after in found.costs(found.plan(target).steps):
             assert (after <= before).all()

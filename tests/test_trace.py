@@ -110,7 +110,7 @@ class Awkward(nn.Module):
         return self.b(self.a(x + self.token)) @ torch.eye(16) + self.q(self.latent.expand(len(x), -1, -1)).mean()
 
 
-def test_models_that_do_more_than_call_their_layers(tmp_path):
+def test_models_that_do_more_than_call_their_layers():
     model, x = Awkward().eval(), images(2, 3, 16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = tenfold.compress(model, Budget(params=0.8), example=x)

@@ -77,7 +77,7 @@ def test_weights_are_rebuilt_where_factors_are_more_work(monkeypatch, layer, giv
     assert bool(calls) is expected
 
 
-def test_outputs_come_nearer_and_nothing_else_changes(monkeypatch):
+def test_outputs_come_nearer_and_nothing_else_changes():
     before = [copy.deepcopy(model.state_dict()) for model in (SMALL, DENSE)]
     state = torch.get_rng_state()
     small = copy.deepcopy(SMALL).requires_grad_(False)
@@ -410,7 +410,7 @@ ROUNDS = [Round(params=0.6, recipe=RECIPE.model_copy(update={"epochs": 1})), Rou
 SETTING = {"example": INPUTS[:1], "calibration": [INPUTS[:64], INPUTS[64:128]], "methods": [SVD()]}
 
 
-def test_rounds_compress_what_the_network_has_become(tmp_path, monkeypatch):
+def test_rounds_compress_what_the_network_has_become(tmp_path):
     done = progressive(DENSE, ROUNDS, EXAMPLES, **SETTING)
     size = sum(p.numel() for p in done.model.parameters())
     assert 0.35 < size / sum(p.numel() for p in DENSE.parameters()) <= 0.4

@@ -61,7 +61,7 @@ def compress(
 
     Args:
         model: any network; it is not modified.
-        target: `Budget`, `Ranks`, `Energy` or `EVBMF`.
+        target: a `Budget`, or a rule of ranks such as `Ranks` or `Energy`: any `Target`.
         example: a tensor, a tuple (positional arguments) or a dict (keyword arguments).
         calibration: batches of training data, labels ignored; a list or a DataLoader. With it, errors are those that
             the data sees, and factors are fitted to it; a few hundred examples do.

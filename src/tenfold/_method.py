@@ -47,7 +47,7 @@ class Method(ABC):
     twin_of_svd: ClassVar[bool] = False  # on Linear and pointwise layers no better than the plain SVD
     forms: ClassVar[tuple[str, ...]] = ("factors",)  # how what it makes can run; the first unless a step says else
     joins: ClassVar[bool] = False  # whether a site may hold several layers
-    mixes_channels: ClassVar[bool] = False  # whether the first factor takes all inputs, and the last gives all outputs
+    mixes_channels: ClassVar[bool] = False  # at both ends, without a closed form: fitted in whitened coordinates, too
     serves: ClassVar[tuple[type[nn.Module], ...]]  # exactly these kinds of layers, not their subclasses
 
     def sites(self, graph: Graph) -> Iterable[Site]:

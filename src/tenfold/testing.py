@@ -11,7 +11,6 @@ def test_mine():
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from itertools import pairwise, product
 from typing import Any
 
@@ -226,14 +225,17 @@ def forms_compute_the_same(case: Case) -> None:
     (site,) = case.sites
     calls = case.graph.calls_of(site.layers)
     for form, rank in product(case.method.forms[1:], case.ranks()[:-1]):
-        with suppress(TenfoldError):  # the form is not for this rank or layer
+        made = case.new(rank)
+        before = [(new(case.input), new.weight) for new in made]
+        try:
             price = Candidate(site, case.method, form).priced(calls, np.array([rank]))
-            for new in case.new(rank):
-                expected, weight = new(case.input), new.weight
-                formed = in_form(new, form)
-                _close(formed(case.input), expected, 1e-9)
-                _close(formed.weight, weight, 1e-9)
-                assert price[0][0] == sum(p.numel() for p in formed.parameters())
+            formed = [in_form(new, form) for new in made]
+        except TenfoldError:
+            continue  # the form is not for this rank or layer
+        for new, (expected, weight) in zip(formed, before, strict=True):
+            _close(new(case.input), expected, 1e-9)
+            _close(new.weight, weight, 1e-9)
+            assert price[0][0] == sum(p.numel() for p in new.parameters())
 
 
 def looks_like_the_layer(case: Case) -> None:
