@@ -12,6 +12,7 @@ import tenfold
 from tenfold import Budget, Ranks, Statistics, TenfoldError, TenfoldWarning, _blocks, _calibrate, _fit
 from tenfold._candidate import Candidate
 from tenfold._layers import matrices
+from tenfold._method import Site
 from tenfold._metric import Metric
 from tenfold._pair import Pair, parted
 from tenfold._patches import patches, responses
@@ -430,3 +431,147 @@ def test_data_that_do_not_vary_leave_the_weights_to_judge(value):
     assert all(np.isfinite(ladder.errors).all() for ladder in found.ladders)
     small = tenfold.apply(model, found.plan(Budget(params=0.6)), statistics)
     assert small(x).isfinite().all()
+
+
+class Scaled:
+    """A convolution of its own scale, as it is seen."""
+
+    def __init__(self, method, scale):
+        self.case = Case("conv2d", method)
+        with torch.no_grad():
+            for site in self.case.sites:
+                for layer in site.modules:
+                    layer.weight.mul_(scale)
+        self.site = self.case.sites[0]
+        x = torch.cat([self.case.input.roll(turn, -1) for turn in range(12)]).cumsum(-1)
+        self.seen = _fit.Seen.of(self.site, told(self.case.model, x))
+
+    def curve(self):
+        calls = self.case.graph.calls_of(self.site.layers)
+        return _fit.kept_curve(Candidate(self.site, self.case.method), calls, self.seen)
+
+    def fit(self):
+        return _fit.made(self.case.method, self.site, self.case.ranks()[0], self.seen)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if not method.joins], ids=repr)
+@pytest.mark.parametrize("power", [-60, 50])
+def test_fits_and_curves_do_not_depend_on_the_scale_of_weights(method, power):
+    usual, scaled = Scaled(method, 1.0), Scaled(method, 2.0**power)
+    np.testing.assert_allclose(
+        scaled.curve().errors / scaled.seen.whole, usual.curve().errors / usual.seen.whole, rtol=1e-4, atol=1e-9
+    )
+    for one, other in zip(usual.fit(), scaled.fit(), strict=True):
+        assert torch.allclose(other.weight * 2.0**-power, one.weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_weights_that_are_all_zero_stay_so(method):
+    zero = Scaled(method, 0.0)
+    assert np.isfinite(zero.curve().errors).all()
+    assert all(not new.weight.any() for new in zero.fit())
+
+
+def test_a_network_with_a_layer_of_zeros_is_compressed():
+    model, x = randomised(small_cnn()), images(64, 3, 8, 8)
+    nn.init.zeros_(model[3].weight)
+    result = tenfold.compress(model, Budget(params=0.5), example=x[:1], calibration=[x])
+    assert np.isfinite(result.report.drift.relative)
+    assert result.model(x).isfinite().all()
+
+
+def test_options_without_a_price_are_not_chosen():
+    model, x = randomised(small_cnn()), images(1, 3, 8, 8)
+    found = tenfold.options(model, example=x, methods=[SVD(), SpatialSVD()])
+    for ladder in found.ladders[::2]:
+        ladder.errors[:] = np.nan
+    steps = found.plan(Budget(params=0.8)).steps
+    kept = [ladder.candidate.step((1,)) for ladder in found.ladders[1::2]]
+    assert steps
+    assert {(step.layers, step.method) for step in steps} <= {(step.layers, step.method) for step in kept}
+
+
+def test_a_mean_goes_into_a_norm_only_where_nothing_else_reads_it():
+    class Reads(nn.Module):
+        def __init__(self, reader):
+            super().__init__()
+            self.layer, self.norm, self.reader = nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), reader
+
+        def forward(self, x):
+            y = self.layer(x)
+            return self.reader(y, self.norm(y))
+
+    readers = [lambda y, z: y + z, lambda y, z: (y, z), lambda y, z: y[:, 1:] * z[:, 1:]]
+    for reader in readers:
+        assert told(Reads(reader).eval(), images(20, 6)).layers["layer"].norm is None
+    assert told(Reads(lambda y, z: z).eval(), images(20, 6)).layers["layer"].norm == "norm"
+    # Of tokens, the norm would take the second axis for channels.
+    assert told(Reads(lambda y, z: z).eval(), images(20, 8, 6)).layers["layer"].norm is None
+
+
+def test_shrinkage_does_not_depend_on_the_mean():
+    """Ledoit and Wolf's formula holds for centred inputs."""
+    model, x = nn.Sequential(nn.Linear(40, 8)).double(), images(100, 40).double()
+    metrics = [Metric.of(told(model, inputs).layers["0"], has_bias=True) for inputs in (x, x + 10)]
+    assert torch.allclose(metrics[1].inputs, metrics[0].inputs, rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(metrics[0].inputs[0, 0], torch.cov(x.T, correction=0), rtol=1e-2)
+
+
+def test_a_layer_that_is_called_often_counts_each_time():
+    class Calls(nn.Module):
+        def __init__(self, layers, times):
+            super().__init__()
+            self.layers, self.times = nn.ModuleList(layers), times
+
+        def forward(self, x):
+            return torch.cat([self.layers[turn % len(self.layers)](x[:, turn]) for turn in range(self.times)], 1)
+
+    shared = nn.Linear(6, 5)
+    x = images(200, 4, 6)
+    counted = []
+    for layers in ([shared], [copy.deepcopy(shared) for _ in range(4)]):
+        model = nn.Sequential(Calls(layers, 4)).eval()
+        statistics = told(model, x)
+        seen = [_fit.Seen.of(Site((f"0.layers.{n}",), (layer,)), statistics) for n, layer in enumerate(model[0].layers)]
+        counted.append(float(sum(one.whole.sum() for one in seen)))
+    assert counted[0] == pytest.approx(counted[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "told_by",
+    [
+        lambda y: y.half() * 5000,
+        lambda y: torch.cat([y, torch.full_like(y, -torch.inf)], 1),
+        lambda y: torch.complex(y, -y),
+        lambda y: (y, torch.ones_like(y) + 0 * y),
+    ],
+    ids=["large", "masked", "complex", "constant"],
+)
+def test_outputs_of_every_kind_have_gradients(told_by):
+    class Tells(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 5)
+
+        def forward(self, x):
+            return told_by(self.layer(x))
+
+    alike = images(1, 6).expand(8, -1)  # a batch that tells nothing
+    response = told(Tells().eval(), images(200, 6), alike, images(200, 6, seed=1)).layers["layer"].response
+    assert response.isfinite().all()
+    assert float(response.diagonal(dim1=-2, dim2=-1).min()) > 0
+
+
+def test_outputs_that_are_lost_are_refused():
+    """And masks that both networks give are no difference."""
+    model, x = nn.Sequential(nn.Linear(6, 5), Masked()).eval(), images(4, 6)
+    assert tenfold.verify(copy.deepcopy(model), model, [x]).drift.relative == 0
+    lost = copy.deepcopy(model)
+    nn.init.constant_(lost[0].weight, torch.nan)
+    with pytest.raises(TenfoldError, match="20 of 20 outputs of the small network are NaN"):
+        tenfold.verify(lost, model, [x])
+
+
+class Masked(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, torch.full_like(x, -torch.inf)], 1)

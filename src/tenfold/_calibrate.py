@@ -51,6 +51,7 @@ class LayerStatistics:
     count: Tensor  # (), patches
     total: Tensor  # (g, K), sum of x
     gram: Tensor  # (g, B, b, b), sum of x x^T: all of it (B = 1), or diagonal blocks, with zeros behind the last input
+    cubic: Tensor  # (g, K), sum of |x|^2 x
     quartic: Tensor  # (g,), sum of |x|^4
     response: Tensor  # (g, O, O), sum of q q^T over batches, each times its patches; zero if there is no gradient
     probes: Tensor  # (g, probes), sum of (z.x)^2 for fixed random z
@@ -72,7 +73,9 @@ class LayerStatistics:
         rest = ~gone_K
         gram = self.gram[:, :, rest][..., rest]
         kept = gram.diagonal(dim1=-2, dim2=-1).sum((1, 2)) / self.gram.diagonal(dim1=-2, dim2=-1).sum((1, 2))
-        return replace(self, total=self.total[:, rest], gram=gram, quartic=self.quartic * kept.nan_to_num().square())
+        kept = kept.nan_to_num()
+        cubic, quartic = self.cubic[:, rest] * kept[:, None], self.quartic * kept.square()
+        return replace(self, total=self.total[:, rest], gram=gram, cubic=cubic, quartic=quartic)
 
     def without_outputs(self, gone_O: Tensor) -> "LayerStatistics":
         """The same of a layer without groups that has lost these of its outputs."""
@@ -80,7 +83,7 @@ class LayerStatistics:
 
     def without_groups(self, gone_g: Tensor) -> "LayerStatistics":
         """The same of a layer that has lost these of its groups."""
-        parts = ("total", "gram", "quartic", "response", "probes")
+        parts = ("total", "gram", "cubic", "quartic", "response", "probes")
         return replace(self, **{name: getattr(self, name)[~gone_g] for name in parts})
 
     @property
@@ -301,19 +304,18 @@ def _told(
 ) -> dict[str, LayerStatistics]:
     """The sums of one batch."""
     sums: dict[str, LayerStatistics] = {}
-    calls: list[tuple[str, Tensor, Tensor]] = []  # the layer, what its outputs are moved by, how many patches
+    calls: list[tuple[str, Tensor]] = []  # the layer, and what its outputs are moved by
     names = {model.get_submodule(name): name for name in norms}
 
     def around(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
             (given,) = [*args, *kwargs.values()]
             name = names[module]
-            told = _moments(module, given.detach(), norms[name], draws[name])
-            _add(sums, {name: told})
+            _add(sums, {name: _moments(module, given.detach(), norms[name], draws[name])})
             output = run(*args, **kwargs)
             # Added to, the output has a gradient whether or not parameters have.
             moved = torch.zeros_like(output, requires_grad=True)
-            calls.append((name, moved, told.count))
+            calls.append((name, moved))
             return output + moved
 
         return called
@@ -323,11 +325,12 @@ def _told(
         scalar = _mixture(outputs, draws["the outputs"]) if loss is None else loss(outputs, inputs.target)
     gradients: tuple[Tensor | None, ...] = (None,) * len(calls)
     if scalar is not None and scalar.requires_grad:
-        gradients = torch.autograd.grad(scalar, [moved for _, moved, _ in calls], allow_unused=True)
-    for (name, _, count), gradient in zip(calls, gradients, strict=True):
+        gradients = torch.autograd.grad(scalar, [moved for _, moved in calls], allow_unused=True)
+    for (name, _), gradient in zip(calls, gradients, strict=True):
         if gradient is not None:
-            products = _products(responses(model.get_submodule(name), gradient))
-            sums[name] = replace(sums[name], response=sums[name].response + count * products)
+            told = sums[name]  # of all calls: what each moves adds up
+            products = told.count * _products(responses(model.get_submodule(name), gradient))
+            sums[name] = replace(told, response=told.response + products)
     return sums
 
 
@@ -339,15 +342,21 @@ def _products(q_gop: Tensor) -> Tensor:
 
 
 def _mixture(outputs: Any, generator: torch.Generator) -> Tensor | None:
-    """A random sum of all outputs; the gradient's expected square is that of the outputs' relative change."""
+    """A random sum of all outputs; the gradient's expected square is that of the outputs' relative change.
+
+    Outputs that are not finite, such as masks, and those that do not vary, tell nothing.
+    """
     leaves = [leaf for leaf in tensors(outputs) if leaf.requires_grad]
     total = None
     for leaf in leaves:
-        values = leaf.detach()
+        leaf = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
+        leaf = leaf.masked_fill(~leaf.isfinite(), 0)
+        values = leaf.detach().double()
         spread = (values - values.mean(0, keepdim=True)) if values.dim() and len(values) > 1 else values
-        scale = spread.double().square().sum().clamp_min(1e-300).sqrt() * len(leaves) ** 0.5
-        drawn = torch.randn(leaf.shape, generator=generator).to(leaf) / scale.to(leaf)
-        total = (leaf * drawn).sum() + (0 if total is None else total)
+        scale = spread.square().sum().sqrt() * len(leaves) ** 0.5
+        drawn = torch.randn(leaf.shape, generator=generator).to(leaf.device)
+        if scale > 0:  # in single precision at least: half of it ends at 65,504
+            total = (leaf * (drawn / scale)).sum() + (0 if total is None else total)
     return total
 
 
@@ -358,7 +367,7 @@ def _moments(layer: Any, given: Tensor, norm: str | None, generator: torch.Gener
         often = torch.bincount(given.flatten(), minlength=inputs).double()[None]
         zeros = often.new_zeros(1, outputs, outputs)
         return LayerStatistics(
-            often.sum(), often, often[..., None, None], often.sum(1), zeros, often.new_zeros(1, 0), norm
+            often.sum(), often, often[..., None, None], often, often.sum(1), zeros, often.new_zeros(1, 0), norm
         )
     axes = len(kernel_size(layer))
     batch = given[None] if given.dim() == max(1, axes) + (axes > 0) else given
@@ -374,12 +383,13 @@ def moments(x_gkp: Tensor, outputs: int, norm: str | None) -> LayerStatistics:
     size = ceil(x_gkp.shape[1] / blocks)
     short = blocks * size - x_gkp.shape[1]
     parts = (F.pad(x_gkp, (0, 0, 0, short)) if short else x_gkp).unflatten(1, (blocks, size))
-    total = x_gkp.sum(-1)
+    total, length = x_gkp.sum(-1), torch.linalg.vector_norm(x_gkp, dim=1)
     return LayerStatistics(
         count=total.new_tensor(x_gkp.shape[2]),
         total=total,
         gram=gram(parts),
-        quartic=torch.linalg.vector_norm(x_gkp, dim=1).pow(4).sum(-1),
+        cubic=(x_gkp @ length.square()[..., None])[..., 0],
+        quartic=length.pow(4).sum(-1),
         response=total.new_zeros(len(total), outputs, outputs),
         probes=(_directions(total) @ x_gkp).square().sum(-1) if blocks > 1 else total.new_zeros(len(total), 0),
         norm=norm,

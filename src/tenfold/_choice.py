@@ -56,7 +56,10 @@ def chosen(offer: Offer, limits: Mapping[str, float], price: Callable[["Pool"], 
     origins: list[tuple[Pool, int] | None] = [None] * len(choices)
     for pool in pooled(ladders):
         costs, prices = pool.costs[:, columns], price(pool)
-        for index in worthwhile(costs.astype(np.float64), prices, spacing):
+        known = np.flatnonzero(~np.isnan(prices))  # no fit was found for the others
+        if not len(known):
+            continue
+        for index in known[worthwhile(costs[known].astype(np.float64), prices[known], spacing)]:
             change = tuple(int(cost) for cost in costs[index])
             choices.append(Option(frozenset(pool.layers), change, float(prices[index])))
             origins.append((pool, index))

@@ -68,7 +68,7 @@ class Seen:
         Descent from whitened starts gets further in few steps. In many, on layers of few channels, CP ends lower from
         the fit of the plain weights.
         """
-        plain = Whitened(self.site, self.metrics, None, None)
+        plain = Whitened.plain(self.site, self.metrics)
         if not method.mixes_channels:
             return [plain]
         return [self.whitened, plain] if _steps(self.site, self.metrics, _STEPS) == _STEPS else [self.whitened]
@@ -139,17 +139,18 @@ def _curve(candidate: Candidate, calls: Sequence[Sequence[Call]], seen: Seen) ->
     energies = np.array([float(matrices(dense).square().sum()) for dense in views[0].site.modules])
     errors, overall = plain.errors / np.maximum(energies, 1e-300), plain.errors.sum(1) / max(energies.sum(), 1e-300)
     tried = _tried(plain.ranks, overall, candidate.cheaper(calls, plain.ranks))
-    # In single precision, which is the same to five digits, in half of the time.
-    single = [[metric.to(torch.float32) for metric in where.metrics] for where in views]
+    # In single precision, which is the same to five digits, in half of the time. There metrics must be of about 1.
+    unit = max(float(whole.sum()), 1e-300)
+    single = [[metric.over(unit).to(torch.float32) for metric in where.metrics] for where in views]
 
     def missed(rank: Rank) -> Floats:
         each = [
-            _descended(method, rank, where, metrics, whole, _CURVE_STEPS, draft=True)
+            _descended(method, rank, where, metrics, whole / unit, _CURVE_STEPS, draft=True)
             for where, metrics in zip(views, single, strict=True)
         ]
         return min((errors for _, errors in each), key=np.sum)
 
-    found = [missed(tuple(map(int, plain.ranks[index]))) / whole for index in tried]
+    found = [missed(tuple(map(int, plain.ranks[index]))) * (unit / np.maximum(whole, 1e-300)) for index in tried]
     logs = np.log(np.maximum(errors, 1e-300))
     ratios = np.log(np.maximum(np.reshape(found, (-1, len(whole))), 1e-300)) - logs[tried]
     return Curve(plain.ranks, whole * errors * np.exp(_between(logs, logs[tried], ratios)))
@@ -234,8 +235,10 @@ def descend(
 
     `whole` is what it counts to lose each layer altogether.
     """
-    steps = _steps(site, metrics, steps)
     scale = float(whole.sum())
+    if not scale > 0:
+        return  # nothing is lost by any factors: the weights are all 0
+    steps = _steps(site, metrics, steps)
     old = nn.ModuleList(new)
     wide: Any = copy.deepcopy(old).to(dtype)  # all at once: what is shared stays shared
     wanted = [matrices(dense).flatten(2).to(dtype) for dense in site.modules]
@@ -259,6 +262,8 @@ def descend(
 
     with torch.enable_grad():
         search.step(closure)
+    if not all(fitted.isfinite().all() for fitted in wide.parameters()):
+        return  # beyond what the precision can hold: the start stays
     with torch.no_grad():
         for given, fitted in zip(old.parameters(), wide.parameters(), strict=True):
             given.copy_(fitted)

@@ -35,11 +35,12 @@ class Metric:
         """The metric of a layer. Where patches are few, S is evened out by the shrinkage of Ledoit & Wolf (2004)."""
         count, blocks, size = told.count, told.gram.shape[1], told.gram.shape[2]
         mean = told.total / count if has_bias or told.norm is not None else None
-        moment, inputs = told.gram / count, told.total.shape[1]
+        moment, inputs, quartic = told.gram / count, told.total.shape[1], told.quartic / count
         square = moment.diagonal(dim1=-2, dim2=-1).sum((1, 2)) / inputs
         parts = told.total.new_zeros(len(told.total), blocks * size)
         if mean is not None and size > 1:  # centred, the counts of an embedding would not be diagonal
             parts[:, : mean.shape[1]] = mean
+            quartic = _centred(told, moment, mean)
             split = parts.unflatten(1, (blocks, size))
             moment = moment - split[..., :, None] * split[..., None, :]
         level = (moment.diagonal(dim1=-2, dim2=-1).sum((1, 2)) / inputs).clamp_min(1e-30)  # inputs may all be zero
@@ -47,7 +48,7 @@ class Metric:
         one = torch.diag_embed(real.double().unflatten(0, (blocks, size)))
         even = level[:, None, None, None] * one
         floor = (_FLOOR * level).maximum(_ROUNDING * square)
-        chance = (told.quartic / count - moment.square().sum((1, 2, 3))).clamp_min(0) / count
+        chance = (quartic - moment.square().sum((1, 2, 3))).clamp_min(0) / count
         share = (chance / (moment - even).square().sum((1, 2, 3)).clamp_min(1e-300)).clamp(max=1)
         if count > _MANY * size:
             share = torch.zeros_like(share)
@@ -58,6 +59,12 @@ class Metric:
         """The same metric in numbers of another precision."""
         outputs, mean = (None if part is None else part.to(dtype) for part in (self.outputs, self.mean))
         return Metric(self.inputs.to(dtype), outputs, mean)
+
+    def over(self, unit: float) -> "Metric":
+        """The metric in which |D|^2 is `unit` times less, with S of about 1."""
+        level = unit if self.outputs is None else float(self.inputs.diagonal(dim1=-2, dim2=-1).mean())
+        outputs = None if self.outputs is None else self.outputs * (level / unit)
+        return Metric(self.inputs / level, outputs, self.mean)
 
     def times_inputs(self, matrix_gok: Tensor) -> Tensor:
         """M S."""
@@ -78,6 +85,14 @@ def times_blocks(matrix_gok: Tensor, blocks_gbii: Tensor) -> Tensor:
     inputs, (blocks, size) = matrix_gok.shape[2], blocks_gbii.shape[1:3]
     parts = F.pad(matrix_gok, (0, blocks * size - inputs)).unflatten(2, (blocks, size)).transpose(1, 2)
     return (parts @ blocks_gbii).transpose(1, 2).flatten(2)[..., :inputs]
+
+
+def _centred(told: LayerStatistics, moment_gbii: Tensor, mean_gk: Tensor) -> Tensor:
+    """E|x - mu|^4 = E|x|^4 - 4 mu.E[|x|^2 x] + 4 mu.M mu + 2 |mu|^2 tr M - 3 |mu|^4, by group."""
+    along = (times_blocks(mean_gk[:, None], moment_gbii)[:, 0] * mean_gk).sum(1)
+    square, trace = mean_gk.square().sum(1), moment_gbii.diagonal(dim1=-2, dim2=-1).sum((1, 2))
+    skew = (told.cubic * mean_gk).sum(1) / told.count
+    return told.quartic / told.count - 4 * skew + 4 * along + 2 * square * trace - 3 * square.square()
 
 
 def _response(told: LayerStatistics) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenfold._data import Inputs, tensors
 from tenfold._errors import TenfoldError
-from tenfold._layers import LAYERS, channels, kind, owners
+from tenfold._layers import LAYERS, channels, kernel_size, kind, owners
 from tenfold._run import forward, undisturbed, watched
 
 
@@ -75,6 +75,7 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
             f"no tensor is found in what the model returns, a {type(outputs).__name__}; wrap it in a module that "
             "returns tensors, or tuples, lists, dicts or dataclasses of them."
         )
+    watch.note_readers(tensors(outputs))
 
     def reason(module: nn.Module) -> str | None:
         calls = watch.calls.get(module, [])
@@ -122,6 +123,8 @@ class _Watch(TorchDispatchMode):
     calls: dict[nn.Module, list[Call | None]] = field(default_factory=dict)
     made: dict[int, tuple[ReferenceType[Tensor], int, nn.Module]] = field(default_factory=dict)  # outputs of layers
     fed: dict[nn.Module, list[nn.Module | None]] = field(default_factory=dict)  # what made the inputs of norms
+    normed: bool = False  # whether a norm is running
+    read: set[nn.Module] = field(default_factory=set)  # layers whose outputs go elsewhere than into a norm
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -131,7 +134,13 @@ class _Watch(TorchDispatchMode):
             owner = self.owner.get(id(tensor))
             if owner is not None and owner not in self.running:
                 self.outside.add(owner)
+        if not self.normed:
+            self.note_readers(tensors((args, kwargs)))
         return func(*args, **(kwargs or {}))
+
+    def note_readers(self, read: Iterable[Tensor]) -> None:
+        """Note that these tensors are read by something that is no norm."""
+        self.read.update(filter(None, map(self._maker, read)))
 
     def around(self, module: nn.Module, run: Any) -> Any:
         """A forward that notes what it is called with, and what becomes of the outputs of layers."""
@@ -142,7 +151,11 @@ class _Watch(TorchDispatchMode):
             single = len(given) == 1 and isinstance(given[0], Tensor)
             if is_norm:
                 self.fed.setdefault(module, []).append(self._maker(given[0]) if single else None)
-                return run(*args, **kwargs)
+                self.normed = True
+                try:
+                    return run(*args, **kwargs)
+                finally:
+                    self.normed = False
             call = Call(tuple(given[0].shape), given[0].dtype) if single else None
             self.calls.setdefault(module, []).append(call)
             self.running.append(module)
@@ -150,7 +163,7 @@ class _Watch(TorchDispatchMode):
                 output = run(*args, **kwargs)
             finally:
                 self.running.pop()
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and output.dim() == 2 + len(kernel_size(module)):  # channels come second
                 self.made[id(output)] = ref(output), output._version, module
             return output
 
@@ -162,8 +175,15 @@ class _Watch(TorchDispatchMode):
         return layer if output is not None and output() is tensor and tensor._version == layer_version else None
 
     def norm_behind(self, module: nn.Module) -> nn.Module | None:
-        """The batch norm that was called once, on the outputs of this one call of a layer, channel for channel."""
+        """The batch norm that was called once, on the outputs of this one call of a layer, channel for channel.
+
+        None where anything else reads them: what moves the norm's mean does not move theirs.
+        """
         norms: list[Any] = [norm for norm, fed in self.fed.items() if fed == [module]]
-        if not isinstance(module, LAYERS) or not len(norms) == len(self.calls.get(module, [])) == 1:
+        if (
+            not isinstance(module, LAYERS)
+            or module in self.read
+            or not len(norms) == len(self.calls.get(module, [])) == 1
+        ):
             return None
         return norms[0] if norms[0].num_features == channels(module)[1] else None

@@ -162,22 +162,38 @@ def verified(
 
 
 def drift_of(small: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> tuple[Drift, Inputs]:
-    """How far the outputs moved, and the inputs of the first batch."""
+    """How far the outputs moved, and the inputs of the first batch. Dense outputs that are not finite count nothing.
+
+    Raises:
+        TenfoldError: if small outputs are not finite where the dense ones are, or they differ in form.
+    """
     total, moved, worst, count, first = 0.0, 0.0, 0.0, 0, None
     with undisturbed(small), undisturbed(dense):
         for inputs in track(batches_of(dense, batches), "outputs"):
             first, count = first or inputs, count + 1
             for before, after in _paired_outputs(dense, small, inputs):
-                difference = (after.double() - before.double()).abs()
-                total += float(before.double().square().sum())
+                known = before.isfinite()
+                before, after = before[known].double(), after[known].double()
+                _refuse_lost(after)
+                difference = (after - before).abs()
+                total += float(before.square().sum())
                 moved += float(difference.square().sum())
                 worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
     assert first is not None, "batches_of refuses empty data"
     return Drift(relative=(moved / total) ** 0.5 if total else float(moved > 0), worst=worst, batches=count), first
 
 
+def _refuse_lost(outputs: Tensor) -> None:
+    if lost := int((~outputs.isfinite()).sum()):
+        raise TenfoldError(
+            f"{lost:,} of {outputs.numel():,} outputs of the small network are NaN or infinite where the dense ones "
+            "are not: look at its weights, or compress in float32."
+        )
+
+
 def _paired_outputs(dense: nn.Module, small: nn.Module, inputs: Inputs) -> Iterable[tuple[Tensor, Tensor]]:
     outputs = [tensors(forward(model, inputs)) for model in (dense, small)]
+    outputs = [[torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in all_] for all_ in outputs]
     before, after = ([t for t in all_ if t.is_floating_point()] or all_ for all_ in outputs)
     if [t.shape for t in before] != [t.shape for t in after]:
         raise TenfoldError(
