@@ -1,5 +1,6 @@
 """The allocator against brute force."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -46,10 +47,16 @@ def random_options(rng, layers, ranks, limits, shared):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), limits=st.integers(1, 3), shared=st.integers(0, 4), layers=st.integers(2, 4))
-def test_allocator_equals_brute_force(seed, limits, shared, layers):
+@given(
+    seed=st.integers(0, 10**6),
+    limits=st.integers(1, 3),
+    shared=st.integers(0, 4),
+    layers=st.integers(2, 4),
+    unit=st.sampled_from([1.0, 1e-5, 1e-9]),
+)
+def test_allocator_equals_brute_force(seed, limits, shared, layers, unit):
     rng = np.random.default_rng(seed)
-    options = random_options(rng, layers, 4, limits, shared)
+    options = [replace(one, error=unit * one.error) for one in random_options(rng, layers, 4, limits, shared)]
     room = [-int(rng.integers(0, 600 * layers)) for _ in range(limits)]
     expected = brute_force(options, room)
     try:
@@ -58,7 +65,7 @@ def test_allocator_equals_brute_force(seed, limits, shared, layers):
         assert expected is None
         return
     assert expected is not None
-    assert sum(options[pick].error for pick in picks) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert sum(options[pick].error for pick in picks) == pytest.approx(expected, rel=1e-9, abs=unit * 1e-12)
     totals = [sum(options[pick].costs[j] for pick in picks) for j in range(limits)]
     assert all(total <= limit for total, limit in zip(totals, room, strict=True))
     covered = sorted(layer for pick in picks for layer in options[pick].layers)

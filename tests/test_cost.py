@@ -46,6 +46,11 @@ def test_attention_is_counted():
 def test_keyword_inputs_and_latency():
     cost = tenfold.measure(TokenNet(), {"input_ids": torch.ones(1, 4, dtype=torch.int64)}, latency=True)
     assert cost.milliseconds > 0
+    model = small_cnn().train()
+    assert tenfold.measure(model, images(1, 3, 8, 8), latency=True, engine="onnxruntime").milliseconds > 0
+    assert model.training
+    with pytest.raises(tenfold.TenfoldError, match="no engine 'tflite'"):
+        tenfold.measure(model, images(1, 3, 8, 8), engine="tflite")
 
 
 def test_a_smaller_layer_is_measured_faster():

@@ -356,6 +356,15 @@ def test_frozen_models_and_dtypes_go_through(monkeypatch):
     assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
 
 
+def test_recovery_leaves_random_numbers_alone():
+    model, x = randomised(small_cnn()), images(64, 3, 8, 8)
+    small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.5), example=x[:1]))
+    loader = torch.utils.data.DataLoader(x, batch_size=8, shuffle=True)
+    before = torch.get_rng_state()
+    tenfold.recover(small, model, loader, how="refit")
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_the_same_seed_gives_the_same_network(monkeypatch):
     monkeypatch.setattr(_blocks, "_STEPS", 30)
     model, x = randomised(small_cnn()), images(32, 3, 8, 8)

@@ -7,6 +7,7 @@ from torch import nn
 
 import tenfold
 from tenfold import Budget, TenfoldError
+from tenfold.methods import SVD
 
 
 def with_value(value):
@@ -52,6 +53,7 @@ REFUSED = {
     ),
     "not a target": ({"target": 0.5}, r"Budget\(params=0\.5\)"),
     "no methods": ({"methods": []}, "methods is empty"),
+    "one method": ({"methods": SVD()}, r"give a list: \[SVD\("),
     "not a method": ({"methods": ["svd"]}, "give instances"),
     "freeze is a string": ({"freeze": "head"}, r'\["head"\]'),
     "no layer to freeze": ({"freeze": ["head.*"]}, "matches no layer"),
@@ -108,5 +110,34 @@ def test_batches_with_targets_and_keywords():
     ids = {"input_ids": torch.ones(2, 4, dtype=torch.int64), "attention_mask": torch.ones(2, 4)}
     result = tenfold.compress(TokenNet(), Budget(params=0.8), example=ids, calibration=[(ids, torch.ones(2)), ids])
     assert result.report.drift.batches == 2
+    several = [(images(4, 5), images(4, 5)), ((images(4, 5), images(4, 5)), torch.zeros(4))]
+    assert tenfold.calibrate(Adds(), several).layers["layer"].count == 16
     labelled = [(images(4, 3, 16, 16), torch.zeros(4)), [images(4, 3, 16, 16), torch.zeros(4)]]
     assert tenfold.compress(small_cnn(), Budget(params=0.5), example=labelled[0][0], calibration=labelled)
+
+
+class Adds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+
+    def forward(self, x, y):
+        return self.layer(x) + self.layer(y)
+
+
+class Masks(Adds):
+    def forward(self, x, mask=None):
+        return self.layer(x) if mask is None else self.layer(x) * mask
+
+
+def test_the_report_is_about_the_example():
+    """A tuple of two is two arguments there, even if one may be left out."""
+    model, x, mask = Masks(), images(2, 5), torch.tensor([0.0, 1, 1, 0, 1])
+    result = tenfold.compress(model, tenfold.Ranks(rank=1), example=(x, mask))
+    asked = {"x": x, "mask": mask}
+    assert result.report.drift.relative == tenfold.verify(result.model, model, [asked]).drift.relative
+
+
+def test_methods_may_be_generated():
+    given = {"example": GOOD["example"], "methods": (method for method in [SVD()])}
+    assert tenfold.plan(GOOD["model"], Budget(params=0.5), **given).steps

@@ -213,3 +213,19 @@ def test_names_are_utf_8_whatever_the_system_writes(tmp_path):
     command = [sys.executable, "-X", "warn_default_encoding", str(script)]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
+
+
+def test_extra_state_is_refused(tmp_path):
+    class Counts(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+    model = nn.Sequential(nn.Linear(30, 30), Counts(30, 4))
+    plan = tenfold.plan(model, Budget(params=0.8), example=images(1, 30))
+    for save in (
+        lambda: tenfold.save(tmp_path / "saved", tenfold.apply(model, plan), plan),
+        lambda: tenfold.apply_to(tmp_path / "saved", model, plan),
+    ):
+        with pytest.raises(TenfoldError, match=r"1 \(Counts\) holds extra state"):
+            save()
+    assert not (tmp_path / "saved").exists()

@@ -261,6 +261,12 @@ def test_rules_under_a_budget_refuse_what_is_out_of_reach(found, rule):
         found.plan(rule(Budget(params=10)))
 
 
+@pytest.mark.parametrize("budget", [Budget(params=0.9, latency=0.5), Budget(latency_ms=1.0), Budget(max_drop=1.0)])
+def test_rules_under_a_budget_refuse_what_they_do_not_heed(budget):
+    with pytest.raises(tenfold.TenfoldError, match="neither max_drop nor limits of time"):
+        MinMax(budget)
+
+
 def test_embeddings_are_compressed_though_lookups_have_no_multiply_adds():
     net = nn.Sequential(nn.Embedding(1000, 32), nn.Linear(32, 4))
     ids = torch.arange(12).reshape(2, 6)

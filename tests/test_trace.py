@@ -85,6 +85,11 @@ def test_hooks_and_replaced_forwards_keep_a_layer_dense():
     assert model[1].forward(3) == 3
 
 
+def test_an_embedding_that_scales_its_rows_stays_dense():
+    model = nn.Sequential(nn.Embedding(20, 12, max_norm=1.0), nn.Linear(12, 4))
+    assert "max_norm" in left_dense(model, torch.arange(5)[None])["0"]
+
+
 @pytest.mark.parametrize("parametrise", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_parametrised_layers_are_folded_on_the_copy(parametrise):
     model = nn.Sequential(parametrise(nn.Linear(8, 12)), nn.ReLU(), nn.Linear(12, 4)).eval()

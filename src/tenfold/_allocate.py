@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+_SMALL = 1e-3  # a sum of errors that is not far enough from the solver's tolerance of 1e-6
+
 
 @dataclass(frozen=True)
 class Option:
@@ -90,6 +92,9 @@ def _least_error(covers: Floats, costs: Floats, errors: Floats, limits: Floats) 
     relaxed = _solve(errors, covers, costs, bounds, integer=False)
     if not _feasible(relaxed):
         return None
+    if 0 < (least := relaxed.getInfo().objective_function_value) < _SMALL:
+        errors = errors / least
+        relaxed = _solve(errors, covers, costs, bounds, integer=False)
     reduced = np.array(relaxed.getSolution().col_dual)
     size = min(len(errors), max(100, 5 * covers.shape[1]))
     while True:

@@ -373,8 +373,11 @@ def _seen(graph: Graph, statistics: Statistics | None) -> Graph:
     return Graph(layers)
 
 
-def _checked(methods: Sequence[Method | FilterPruning]) -> tuple[list[Method], FilterPruning | None]:
+def _checked(methods: Iterable[Method | FilterPruning]) -> tuple[list[Method], FilterPruning | None]:
     """Those that factorise, and the one that removes filters, if there is one."""
+    if isinstance(methods, (Method, FilterPruning)):
+        raise TenfoldError(f"methods is one method; give a list: [{methods!r}].")
+    methods = list(methods)
     if not methods:
         raise TenfoldError("methods is empty; give at least one, such as tenfold.methods.SVD().")
     for method in methods:

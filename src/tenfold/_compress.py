@@ -12,6 +12,7 @@ from torch import nn
 from tenfold._apply import apply, skeleton
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
+from tenfold._data import example_inputs
 from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
 from tenfold._judge import Evaluate, Judge, Trial
@@ -151,7 +152,7 @@ def _report(
     calibration: Iterable[Any] | None,
     evaluate: Evaluate | None,
 ) -> Report:
-    batches = [example] if calibration is None else calibration
+    batches = [example_inputs(example)] if calibration is None else calibration
     report = verified(small, found.model, batches, example=example, evaluate=evaluate)
     more: dict[str, Any] = {"left_dense": found.left_dense(plan), "asked": asked(target)}
     more["predicted"] = predicted(found, plan)

@@ -1,5 +1,6 @@
 """Cost: what a model or a layer takes, found by running it."""
 
+import copy
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tenfold._data import example_inputs
+from tenfold._data import Inputs, example_inputs
+from tenfold._engines import Engine, check_engine, runner
 from tenfold._latency import interleaved_ms
 from tenfold._plan import Record
 from tenfold._run import device_of, forward, on_meta, undisturbed, unwrapped
@@ -35,25 +37,24 @@ class Cost(Record):
     milliseconds: float | None = None  # median of one run of the example
 
 
-def measure(model: nn.Module, example: Any, *, latency: bool = False) -> Cost:
+def measure(model: nn.Module, example: Any, *, latency: bool = False, engine: Engine = "eager") -> Cost:
     """Measure a model's cost on one run of the example, in eval mode.
 
-    Multiply-adds are counted by `torch.utils.flop_counter`; `latency=True` adds the median time.
+    Multiply-adds are counted by `torch.utils.flop_counter`; `latency=True` adds the median time in the engine, "eager",
+    "compile" or "onnxruntime".
 
     Raises:
-        TenfoldError: if the model fails on the example.
+        TenfoldError: if the model fails on the example, or the engine is not installed or cannot take it.
     """
+    engine = check_engine(engine)
     model, inputs = unwrapped(model), example_inputs(example)
     params, stored = stored_size([*model.parameters()], [*model.buffers()])
     inputs = inputs.on(device_of(model))
     peak = _PeakMemory([*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs)])
-    with undisturbed(model), counting_macs() as counter:
-        with peak:
+    with undisturbed(model):
+        with counting_macs() as counter, peak:
             forward(model, inputs)
-        milliseconds = None
-    if latency:
-        with undisturbed(model):
-            (milliseconds,) = interleaved_ms([lambda: model(*inputs.args, **inputs.kwargs)])
+        milliseconds = _milliseconds(model, inputs, engine) if latency else None
     return Cost(
         params=params,
         macs=counter.get_total_flops() // 2,
@@ -61,6 +62,12 @@ def measure(model: nn.Module, example: Any, *, latency: bool = False) -> Cost:
         activation_bytes=peak.peak,
         milliseconds=milliseconds,
     )
+
+
+def _milliseconds(model: nn.Module, inputs: Inputs, engine: Engine) -> float:
+    given = copy.deepcopy(model) if engine == "onnxruntime" else model  # which moves it to the CPU
+    (found,) = interleaved_ms([runner(engine, given, inputs)])
+    return found
 
 
 def layers_cost(modules: Iterable[nn.Module], calls: Iterable[Iterable[Call]]) -> NDArray[np.int64]:

@@ -61,15 +61,22 @@ def example_inputs(example: Any) -> Inputs:
 def batch_inputs(model: nn.Module, batch: Any) -> Inputs:
     """Read a batch: an example, or a pair `(inputs, target)`.
 
-    A pair is `(inputs, target)` unless the model's forward requires two positional arguments.
+    A pair is `(inputs, target)` unless both are arguments: if the model's forward requires two positional ones, and the
+    first of the pair does not hold several itself.
     """
+    if isinstance(batch, Inputs):
+        return batch
     if isinstance(batch, list):
         batch = tuple(batch)
-    if isinstance(batch, tuple) and len(batch) == 2 and _required_arguments(model) != 2:
+    if isinstance(batch, tuple) and len(batch) == 2 and (_required_arguments(model) != 2 or _several(batch[0])):
         inputs, target = batch
         inputs = tuple(inputs) if isinstance(inputs, list) else inputs
         return example_inputs(inputs)._replace(target=target)
     return example_inputs(batch)
+
+
+def _several(inputs: Any) -> bool:
+    return isinstance(inputs, (tuple, list, Mapping))
 
 
 def batches_of(model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:

@@ -282,8 +282,10 @@ def _price(options: Options, budget: Budget, pool: Pool) -> NDArray[np.float64]:
 
 
 def _check_limits_only(budget: Budget) -> None:
-    if budget.max_drop is not None:
-        raise TenfoldError("this rule takes limits, such as Budget(params=0.5), and no max_drop.")
+    if budget.max_drop is not None or budget.is_timed:
+        raise TenfoldError(
+            "this rule takes limits, such as Budget(params=0.5), and neither max_drop nor limits of time."
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,8 +32,8 @@ def recover(
 
     - `how="refit"`: layer after layer in closed form, each from what it is given now to what the dense layer gave, so
       that errors do not pile up with depth (Zhang et al. 2015, arXiv 1505.06798).
-    - `how="blocks"`: factors, and layers that lost filters, are trained for a few hundred steps until blocks and
-      outputs are what they were.
+    - `how="blocks"`: factors, layers that lost filters, and the biases and norms of all layers, frozen ones too, are
+      trained for a few hundred steps until blocks and outputs are what they were.
 
     The last eighth of the batches is held back: where the error on it does not fall, factors stay as they were.
 
@@ -49,7 +50,8 @@ def recover(
     if how not in HOW:
         raise TenfoldError(f"recover has no way {how!r}; use {' or '.join(map(repr, HOW))}.")
     small, dense = unwrapped(small), unwrapped(dense)
-    inputs = list(batches_of(dense, batches))
+    with torch.random.fork_rng(devices=[]):  # loaders draw
+        inputs = list(batches_of(dense, batches))
     if not changed(small, dense):
         return copy.deepcopy(small)
     ways = {"blocks": reconstructed, "refit": refitted}

@@ -37,8 +37,9 @@ def save(
     settings.
 
     Raises:
-        TenfoldError: if `folder` holds anything else.
+        TenfoldError: if `folder` holds anything else, or a module holds extra state.
     """
+    refuse_extra_state(model)
     with new_folder(folder) as path:
         shards = Shards(path)
         shards.add({names[0]: tensor for names, tensor in tensors_of(model)})
@@ -161,6 +162,18 @@ def refuse_taken(folder: str | Path) -> None:
     ours = (WEIGHTS, INDEX, PLAN, REPORT, PAGE, SHORT, _SETTING, _EXPORTED)  # all of the earlier model go with it
     if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in ours and not is_shard(p))):
         raise TenfoldError(f"{path} holds other files ({others[0]}); name a new folder.")
+
+
+def refuse_extra_state(model: nn.Module) -> None:
+    """Refuse what only `state_dict` knows how to write.
+
+    Raises:
+        TenfoldError: if a module holds extra state.
+    """
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            what = f"{name or 'the model'} ({type(module).__name__}) holds extra state, which is not saved"
+            raise TenfoldError(f"{what}: keep it in buffers, or save the state_dict yourself.")
 
 
 def tensors_of(model: nn.Module) -> list[tuple[list[str], Tensor]]:

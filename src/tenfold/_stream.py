@@ -11,7 +11,7 @@ from tenfold._calibrate import Statistics
 from tenfold._plan import Plan, Step
 from tenfold._run import on_meta, unwrapped, without_values
 from tenfold._shards import Shards, mapped
-from tenfold._store import PLAN, assign, new_folder, put_tensor, tensors_of
+from tenfold._store import PLAN, assign, new_folder, put_tensor, refuse_extra_state, tensors_of
 
 
 def with_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -47,10 +47,12 @@ def apply_to(
     `with_weights`; `load(folder, model)` and `with_weights` read the result.
 
     Raises:
-        TenfoldError: if the plan was made for another network, or `folder` holds anything but an earlier save.
+        TenfoldError: if the plan was made for another network, `folder` holds anything but an earlier save,
+            or a module holds extra state.
     """
     model = unwrapped(model)
     plan.check_made_for(model)
+    refuse_extra_state(model)
     new = sharing(model, model.modules(), plan)
     with new_folder(folder) as path:
         shards = Shards(path, shard_bytes)

@@ -83,6 +83,8 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
             return "its weight is shared with another layer"
         if not all(p.is_floating_point() for p in module._parameters.values() if p is not None):
             return "its parameters are no real floating-point numbers"
+        if getattr(module, "max_norm", None) is not None:
+            return "it scales its rows down to max_norm"
         if isinstance(module, torch.jit.ScriptModule):
             return "it is scripted"
         if module is model and issubclass(kind(module), LAYERS):
