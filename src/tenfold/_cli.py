@@ -285,6 +285,8 @@ def compress(
     _use_threads(threads)
     refuse_taken(folder)
     limits = (params, macs, bytes_, energy, max_drop, latency, latency_ms)
+    if plan_file and (guard or freeze or any(limit is not None for limit in limits)):
+        raise TenfoldError("--plan says what is replaced; give it without a target, --guard and --freeze.")
     target = load_plan(plan_file) if plan_file else _target(*limits)
     score = named(evaluate) if evaluate else None
     if isinstance(target, Target):
