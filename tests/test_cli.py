@@ -81,6 +81,7 @@ def place(tmp_path_factory):
     torch.save(namespace["make_net"]().state_dict(), place / "w.pt")
     save_file(namespace["Tokens"]().state_dict(), place / "tokens.safetensors")
     (place / "odd.toml").write_text(SETTING.format(data="mynets:examples").replace("rounds", "rouds"))
+    (place / "number.toml").write_text(SETTING.format(data="mynets:number"))
     (place / "photos" / "cat").mkdir(parents=True)
     for index in range(5):
         Image.new("RGB", (20, 18), (50 * index, 100, 0)).save(place / "photos" / "cat" / f"{index}.png")
@@ -263,6 +264,8 @@ def test_training_from_one_file(place):
 COMPRESS = ("compress", *NET, "--out", "refused")
 REFUSED = {
     "bare 1": ((*COMPRESS, "--params", "1"), "100%"),
+    "no number": ((*COMPRESS, "--params", "nan"), '"nan" is no limit'),
+    "infinitely many": ((*COMPRESS, "--params", "infM"), '"infM" is no limit'),
     "share above one": ((*COMPRESS, "--params", "1.5"), "(0, 1]"),
     "zero": ((*COMPRESS, "--params", "0"), "above 0"),
     "words": ((*COMPRESS, "--params", "half"), "0.5 or 50%"),
@@ -287,6 +290,8 @@ REFUSED = {
     "no config": (("inspect", "transformers:nowhere", "--input", "1,3"), "config"),
     "no input": (("inspect", "mynets:make_net"), "--input 1,3,32,32"),
     "bad shape": (("inspect", "mynets:make_net", "--input", "1,x"), "no shape"),
+    "negative shape": (("inspect", "mynets:make_net", "--input", "1,3,-16,16"), "above 0"),
+    "empty shape": (("inspect", "mynets:make_net", "--input", "0,3,16,16"), "above 0"),
     "bad dtype": (("inspect", "mynets:make_net", "--input", "x:int65:1,3"), "no dtype"),
     "wrong shape": (("inspect", "mynets:make_net", "--input", "1,4,16,16"), "fails on an input"),
     "no weights file": (("inspect", "mynets:make_net", "--weights", "none.pt", "--input", "1,3,16,16"), "no file"),
@@ -295,7 +300,15 @@ REFUSED = {
         "does not belong",
     ),
     "no data": ((*COMPRESS, "--params", "0.5", "--data", "parquet:none.parquet"), "no file or folder"),
+    "data that is none": ((*COMPRESS, "--params", "0.5", "--data", "mynets:number"), "batches are of type int"),
+    "examples that are none": (("train", "number.toml", "--out", "refused"), "mynets:number gives a int"),
+    "absent device": ((*COMPRESS, "--params", "0.5", "--device", "xla"), "no device xla here"),
     "no device": ((*COMPRESS, "--params", "0.5", "--device", "abacus"), "no device"),
+    "plan into a folder": (("plan", *NET, "--params", "0.5", "--out", "."), ". is a folder"),
+    "kit into a folder": (("profile", *NET, "--out", "photos"), "photos is a folder"),
+    "folder in a file": (("compress", *NET, "--params", "0.5", "--out", "w.pt/refused"), "w.pt is a file"),
+    "work in a file": ((*COMPRESS, "--params", "0.5", "--work", "w.pt/work"), "w.pt is a file"),
+    "folder that it runs in": (("demo", "--out", "."), ". is the folder that this runs in"),
     "no folder": (("verify", "nowhere", "--weights", "w.pt", "--input", "1,3,16,16"), "no file"),
 }
 

@@ -1,6 +1,7 @@
 """The smallest network that loses no more than allowed: the search, what judges, and work that survives a stop."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 import tenfold
 from tenfold import Budget, TenfoldError, TenfoldWarning, _fit, resumable
 from tenfold._judge import interval
-from tenfold._resume import digest
+from tenfold._resume import digest, write_tensors, write_text
 from tenfold._search import smallest
 from tenfold.methods import SVD, SpatialSVD
 
@@ -211,6 +212,24 @@ def test_damaged_work_is_made_anew(tmp_path):
         assert tenfold.plan(MODEL, Budget(params=0.5), example=EXAMPLE) == plan
     with pytest.raises(TenfoldError, match="is a file"), resumable(next(tmp_path.iterdir())):
         pass
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    for write in (lambda path: write_text(path, "x"), lambda path: write_tensors(path, {"x": torch.ones(2)})):
+        write(tmp_path / "file")
+        monkeypatch.setattr(Path, "replace", fails)
+        with pytest.raises(error):
+            write(tmp_path / "file")
+        monkeypatch.undo()
+        assert [file.name for file in tmp_path.iterdir()] == ["file"]
+        with pytest.raises(TenfoldError, match="is a folder; name a file"):
+            write(tmp_path)
+        with pytest.raises(TenfoldError, match="file is a file; name a folder"):
+            write(tmp_path / "file" / "inside")
 
 
 def test_digests_tell_things_apart():

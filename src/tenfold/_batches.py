@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from tenfold._data import check_batches
 from tenfold._errors import TenfoldError, first_line
 from tenfold._sources import imported, named
 
@@ -78,7 +79,10 @@ def read_examples(
     """
     kind, _, where = spec.partition(":")
     if kind not in ("parquet", "imagefolder"):
-        return named(spec)()
+        examples = named(spec)()
+        if not (hasattr(examples, "__len__") and hasattr(examples, "__getitem__")):
+            raise TenfoldError(f"{spec} gives a {type(examples).__name__}; give a data set with a length.")
+        return examples
     return Images(_open(kind, where), _of_images(shape, kind), mean, std)
 
 
@@ -127,6 +131,7 @@ def _tensor(picture: Any, shape: Sequence[int], mean: Sequence[float], std: Sequ
 
 
 def _first(batches: Any, count: int) -> list[Any]:
+    check_batches(batches)
     taken, seen = [], 0
     for batch in batches:
         if seen >= count:

@@ -8,6 +8,7 @@ import warnings
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import isfinite, nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ from tenfold._kit import write_kit
 from tenfold._plan import Plan
 from tenfold._progress import listening
 from tenfold._rank_rules import Energy
-from tenfold._resume import forget, resumable, write_text
+from tenfold._resume import forget, refuse_folder, resumable, write_text
 from tenfold._sources import build_model, named
 from tenfold._store import load, load_plan, refuse_taken, save
 from tenfold._sweep import PAGE, ROWS, WORK, run_sweep
@@ -229,6 +230,8 @@ def plan(
     """  # noqa: D301
     _use_threads(threads)
     target = _target(params, macs, bytes_, energy, max_drop, latency, latency_ms)
+    if file:
+        refuse_folder(file)
     score = named(evaluate) if evaluate else None
     check_evaluate(target, score)
     net, inputs = _model(model, weights), _example(input, example)
@@ -500,9 +503,9 @@ def amount(text: str) -> float | int:
     try:
         number = float(digits)
     except ValueError:
-        raise TenfoldError(
-            f'"{text}" is no limit; write 0.5 or 50% for a share, 250000 or 1.2M for a number.'
-        ) from None
+        number = nan
+    if not isfinite(number):
+        raise TenfoldError(f'"{text}" is no limit; write 0.5 or 50% for a share, 250000 or 1.2M for a number.')
     if text == "1":
         raise TenfoldError('"1" could be a share or a number; write 100% for all of the dense model.')
     if suffix == "%":

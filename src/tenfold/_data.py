@@ -83,12 +83,19 @@ def batches_of(model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:
     """Read every batch; refuse an iterable that is empty or that can be read only once."""
     if isinstance(batches, Iterator):
         raise TenfoldError("the batches are an iterator, which can be read only once; give a list or a DataLoader.")
+    check_batches(batches)
     empty = True
     for batch in batches:
         empty = False
         yield batch_inputs(model, batch)
     if empty:
         raise TenfoldError("there are no batches: the data is empty; give at least one batch.")
+
+
+def check_batches(batches: Any) -> None:
+    """Refuse what cannot be read batch by batch."""
+    if not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
+        raise TenfoldError(f"the batches are of type {type(batches).__name__}; give a list or a DataLoader.")
 
 
 def _required_arguments(model: nn.Module) -> int:

@@ -21,6 +21,7 @@ from tenfold._errors import TenfoldError, first_line
 from tenfold._folding import fold_norms
 from tenfold._onnx_layers import write_onnx
 from tenfold._plan import Record
+from tenfold._resume import refuse_folder
 from tenfold._run import forward, undisturbed, unwrapped
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def export(model: nn.Module, example: Any, path: str | Path) -> Exported:
     formats: dict[str, Callable[[ExportedProgram, Path], Run]] = {".onnx": _onnx, ".pt2": _pt2}
     if path.suffix not in formats:
         raise TenfoldError(f"{path} ends in {path.suffix!r}; name it .onnx or .pt2.")
+    refuse_folder(path)
     model = copy.deepcopy(unwrapped(model)).cpu()
     inputs = example_inputs(example).on(torch.device("cpu"))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,9 @@ def _tensor(shape: str, dtype_name: str) -> Tensor:
     try:
         sizes = [int(size) for size in shape.split(",")]
     except ValueError:
-        raise TenfoldError(f'"{shape}" is no shape; write whole numbers with commas: 1,3,32,32.') from None
+        sizes = [0]
+    if min(sizes) < 1:
+        raise TenfoldError(f'"{shape}" is no shape; write whole numbers above 0 with commas: 1,3,32,32.')
     if not dtype.is_floating_point:
         return torch.ones(sizes, dtype=dtype)  # valid as token, as mask and as position
     return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -146,6 +148,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise TenfoldError(f'"{name}" is no device; use cpu, cuda or cuda:0.') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise TenfoldError("there is no CUDA device here; use --device cpu.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError):  # each kind of device has its own for this
+        raise TenfoldError(f"there is no device {name} here; use --device cpu.") from None
     return device

@@ -19,7 +19,7 @@ from tenfold._errors import TenfoldError
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED
 from tenfold._onnx_layers import layers_as_onnx, model_as_onnx
 from tenfold._progress import track
-from tenfold._resume import write_bytes
+from tenfold._resume import refuse_folder, write_bytes
 from tenfold._timed import Clock
 from tenfold._times import Piece
 from tenfold._version import __version__
@@ -47,6 +47,7 @@ def write_kit(options: Options, path: Path) -> int:
     """
     if options.engine not in ("onnxruntime", "eager"):
         raise TenfoldError(f'a kit runs in "onnxruntime" or "eager", not in {options.engine!r}.')
+    refuse_folder(path)
     pack = io.BytesIO()
     with zipfile.ZipFile(pack, "w", zipfile.ZIP_DEFLATED) as kit:
         kit.writestr("__main__.py", Path(_on_target.__file__).read_text(encoding="utf-8"))

@@ -2,14 +2,13 @@
 
 import hashlib
 import inspect
-import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 from types import FunctionType
 from typing import Any
 from uuid import uuid4
@@ -35,8 +34,7 @@ def resumable(folder: str | Path) -> Iterator[None]:
     where that has changed. Files are safetensors, written in one step; the folder may be deleted at any time.
     """
     path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise TenfoldError(f"{path} is a file; name a folder in which finished work can be kept.")
+    refuse_file(path)
     token = _folder.set(path)
     try:
         yield
@@ -88,11 +86,9 @@ def kept(what: str, made_from: Callable[[], Any], make: Callable[[], Mapping[str
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file in one step. Tensors that share memory, which a file does not take, are cloned."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     own = torch.contiguous_format
-    save_file({name: tensor.detach().clone(memory_format=own) for name, tensor in tensors.items()}, beside, metadata)
-    beside.replace(path)
+    with _beside(path) as file:
+        save_file({name: tensor.detach().clone(memory_format=own) for name, tensor in tensors.items()}, file, metadata)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,11 +98,35 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
+    with _beside(path) as file:
+        file.write_bytes(content)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file that takes the name `path` when the block ends without an error, and is gone otherwise."""
+    refuse_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-        handle.write(content)
-    Path(handle.name).chmod(0o644)
-    Path(handle.name).replace(path)
+    file = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        yield file
+        file.replace(path)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def refuse_file(folder: Path) -> None:
+    """Refuse as a folder what is a file, or would lie in one."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise TenfoldError(f"{path} is a file; name a folder.")
+
+
+def refuse_folder(file: Path) -> None:
+    """Refuse as a file what is a folder, or would lie in a file."""
+    refuse_file(file.parent)
+    if file.is_dir():
+        raise TenfoldError(f"{file} is a folder; name a file.")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tenfold._errors import TenfoldError, first_line
 from tenfold._export import load_pt2
 from tenfold._layers import stores_channels_last
 from tenfold._plan import Plan, Record
+from tenfold._resume import refuse_file
 from tenfold._shards import INDEX, WEIGHTS, Shards, is_shard, mapped
 from tenfold._sources import build_model
 from tenfold._verify import Report
@@ -157,8 +158,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 def refuse_taken(folder: str | Path) -> None:
     """Refuse a folder that exists and holds anything but an earlier save."""
     path = Path(folder)
-    if path.is_file():
-        raise TenfoldError(f"{path} is a file; name a folder.")
+    refuse_file(path)
+    here = Path.cwd()
+    if path.absolute().resolve() in (here, *here.parents):  # what is saved takes its place
+        raise TenfoldError(f"{path} is the folder that this runs in, or around it; name a new folder.")
     ours = (WEIGHTS, INDEX, PLAN, REPORT, PAGE, SHORT, _SETTING, _EXPORTED)  # all of the earlier model go with it
     if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in ours and not is_shard(p))):
         raise TenfoldError(f"{path} holds other files ({others[0]}); name a new folder.")

@@ -19,7 +19,7 @@ from tenfold._errors import TenfoldError
 from tenfold._given import batches_for, device_named, lies_in_shards, methods_named, network, shaped
 from tenfold._plan import Record
 from tenfold._progress import track
-from tenfold._resume import digest, forget, resumable, write_text
+from tenfold._resume import digest, forget, refuse_file, resumable, write_text
 from tenfold._run import device_of
 from tenfold._sources import imported, named
 from tenfold._store import load_plan
@@ -98,8 +98,7 @@ def run_sweep(sweep: Sweep, folder: Path) -> list[Row]:
 
 def _refuse_taken(folder: Path) -> None:
     """Refuse a folder that exists and holds anything but an earlier sweep."""
-    if folder.is_file():
-        raise TenfoldError(f"{folder} is a file; name a folder.")
+    refuse_file(folder)
     ours = (ROWS, SETTING, PAGE, *_FOLDERS)
     others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
     others = [name for name in others if not name.startswith(".")]  # left by a write that was stopped
