@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import images, randomised, small_cnn
 from torch import nn
+from torch.utils.data import DataLoader
 
 import tenfold
 from tenfold import Budget, TenfoldError, TenfoldWarning, _fit, resumable
@@ -250,3 +251,36 @@ def test_digests_tell_things_apart():
 
     assert digest(within(1)) == digest(within(1))
     assert digest(within(1)) != digest(within(2))
+
+
+def recursive():
+    def depth(module):
+        return 1 + max(map(depth, module.children()), default=0)
+
+    return depth
+
+
+def unset():
+    if False:
+        late = None
+    return lambda model: late
+
+
+def reading():
+    batches = iter(DataLoader([1, 2]))
+    return lambda model: next(batches)
+
+
+@pytest.mark.parametrize("made", [recursive, unset, reading])
+def test_what_cannot_be_digested_is_unlike_anything(made):
+    evaluate = made()
+    assert digest(evaluate) != digest(evaluate)
+
+
+def test_errors_of_evaluate_are_shown_as_they_are():
+    def fails(model):
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk") as raised:
+        compressed(0.1, fails)
+    assert raised.value.__context__ is None

@@ -75,13 +75,12 @@ def kept(what: str, made_from: Callable[[], Any], make: Callable[[], Mapping[str
         return make()
     with torch.random.fork_rng(devices=[]):  # data loaders draw a seed when they are read
         path = folder / f"{what}-{digest(made_from())}.safetensors"
-    try:
+    with suppress(FileNotFoundError, SafetensorError):
         # Cloned: the file's own memory is not aligned as torch's is, and kernels chosen by alignment round differently.
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except (FileNotFoundError, SafetensorError):
-        made = make()
-        write_tensors(path, made)
-        return made
+    made = make()
+    write_tensors(path, made)
+    return made
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -139,11 +138,14 @@ class Each:
 def digest(*values: Any) -> str:
     """Tells values from each other: tensors and modules by what they hold, functions by source and what they capture.
 
-    Other objects are told apart as pickle would write them; what it cannot write equals nothing else.
+    Other objects are told apart as pickle would write them; what cannot be written or holds itself is like nothing.
     """
     found = hashlib.sha256()
-    for value in (__version__, torch.__version__, *values):
-        _feed(found, value)
+    try:
+        for value in (__version__, torch.__version__, *values):
+            _feed(found, value)
+    except Exception:  # noqa: BLE001  each object says in its own way that it cannot be written
+        found.update(uuid4().bytes)
     return found.hexdigest()[:32]
 
 
@@ -166,15 +168,8 @@ def _feed(found: Any, value: Any) -> None:
     elif isinstance(value, (str, int, float)):
         found.update(repr(value).encode())
     else:
-        found.update(_written(value))
+        found.update(pickle.dumps(value))
     found.update(b")")
-
-
-def _written(value: Any) -> bytes:
-    try:
-        return pickle.dumps(value)
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return uuid4().bytes
 
 
 def _source(function: FunctionType) -> str:
