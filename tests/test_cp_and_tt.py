@@ -160,6 +160,9 @@ def test_both_ways_to_run_a_train_agree(layer, x):
 
 
 def test_forms_that_do_not_exist_are_refused():
-    for make in (lambda: CP(5), lambda: TensorTrain("round"), lambda: TensorTrain(modes=((2, 3), (4,)))):
+    for make in (lambda: CP(5), lambda: TensorTrain("round")):
         with pytest.raises(tenfold.TenfoldError):
             make()
+    for modes in (((2, 3), (4,)), (2, 3), 3):
+        with pytest.raises(tenfold.TenfoldError, match="modes are two tuples"):
+            TensorTrain(modes=modes)

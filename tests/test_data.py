@@ -156,6 +156,12 @@ def test_a_loss_of_ones_own():
     assert torch.allclose(tiny.layers["1"].response[0] * 1e48, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("returned", "says"), [(0.5, "0.5"), (torch.ones(20), r"numbers of shape \(20,\)")])
+def test_what_is_no_loss_is_refused(returned, says):
+    with pytest.raises(TenfoldError, match=f"loss returned {says}; it must return a tensor of one number"):
+        tenfold.calibrate(nn.Linear(6, 5), [images(20, 6)], loss=lambda *_: returned)
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(20, 12), nn.Conv2d(5, 12, 3, padding=1), nn.Conv2d(8, 12, 3, groups=2)])
 def test_the_whitened_curve_is_the_error_of_the_outputs(layer):
     """Predicted and measured change of the outputs agree to 2 %, at every rank."""

@@ -216,12 +216,14 @@ def test_what_cannot_be_is_refused():
         found(JointSVD(together=[("stage.9.up", "head")]))
     with pytest.raises(TenfoldError, match='shares no \'top\'; use "right", "left" or "both"'):
         JointSVD("top")
-    with pytest.raises(TenfoldError, match=r"share of the left rank is in \[0, 1\]"):
-        JointSVD("both", share=1.5)
+    for share in (1.5, "half"):
+        with pytest.raises(TenfoldError, match=r"share of the left rank is in \[0, 1\]"):
+            JointSVD("both", share=share)
     with pytest.raises(TenfoldError, match='knows no odd=\'out\'; use "joint" or "alone"'):
         JointSVD(odd="out")
-    with pytest.raises(TenfoldError, match=r"the rate is in \(0, 1\]"):
-        JointRate(0)
+    for rate in (0, "half"):
+        with pytest.raises(TenfoldError, match=r"the rate is in \(0, 1\]"):
+            JointRate(rate)
     with pytest.raises(TenfoldError, match=r"JointRate gives ranks of one number, and tucker takes 2"):
         found(Tucker()).plan(JointRate(0.3))
     step = tenfold.Step(layers=("stage.0.down", "stage.1.down"), method="joint", rank=(3,))

@@ -443,7 +443,8 @@ def test_an_unreachable_time_says_the_least(monkeypatch):
 
 
 def test_what_cannot_be_is_refused():
-    for wrong in ({"latency": 1.5}, {"latency": 0}, {"latency": 3}, {"latency_ms": -1.0}, {"latency_ms": float("nan")}):
+    of_ms = [{"latency_ms": wrong} for wrong in (-1.0, float("nan"), "3")]
+    for wrong in ({"latency": 1.5}, {"latency": 0}, {"latency": 3}, *of_ms):
         with pytest.raises(TenfoldError, match="latency"):
             Budget(**wrong)
     with pytest.raises(TenfoldError, match="no engine 'tensorrt'; use 'eager', 'compile', 'onnxruntime'"):

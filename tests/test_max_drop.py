@@ -124,7 +124,7 @@ def test_limits_hold_as_well():
         found.plan(Budget(max_drop=0.001, params=0.3), evaluate=nearness)
 
 
-@pytest.mark.parametrize("drop", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("drop", [-0.1, float("nan"), float("inf"), "3"])
 def test_impossible_drops_are_refused(drop):
     with pytest.raises(TenfoldError, match="0 or more"):
         Budget(max_drop=drop)
@@ -136,8 +136,9 @@ def test_a_drop_needs_something_that_evaluates():
             make(MODEL, Budget(max_drop=0.1), example=EXAMPLE)
     budget = Budget(max_drop=0.1, params=0.5)
     for rule in (tenfold.MinMax, lambda budget: tenfold.Greedy(budget, nearness)):
-        with pytest.raises(TenfoldError, match="takes limits"):
-            rule(budget)
+        for wrong in (budget, 0.5):
+            with pytest.raises(TenfoldError, match="takes limits"):
+                rule(wrong)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,11 @@ def test_steps_that_do_not_fit_are_refused(step, says):
         tenfold.apply(randomised(small_cnn()), Plan((step,)))
 
 
+def test_steps_that_are_no_plan_are_refused():
+    with pytest.raises(TenfoldError, match="the plan is a list"):
+        tenfold.apply(small_cnn(), [Step(layers=("5",), method="svd", rank=(3,))])
+
+
 def test_a_plan_for_another_network_is_refused():
     plan = tenfold.plan(randomised(small_cnn()), Budget(params=0.5), example=images(1, 3, 16, 16))
     other = small_cnn()

@@ -60,6 +60,10 @@ REFUSED = {
     "recover": ({"recover": "magic"}, '"auto", .*"none"'),
     "iterator": ({"calibration": iter([images(1, 3, 16, 16)])}, "only once"),
     "empty calibration": ({"calibration": []}, "no batches"),
+    "data that is none": ({"calibration": 3}, "batches are of type int"),
+    "patterns that are none": ({"freeze": [0]}, "freeze pattern 0 is no string"),
+    "freeze is a number": ({"freeze": 3}, "freeze is 3"),
+    "no function": ({"evaluate": 3, "example": None}, "evaluate is 3; give a function"),
     "evaluate": ({"evaluate": lambda model: "good"}, "one number"),
 }
 

@@ -165,7 +165,8 @@ def test_ranks_by_layer(net):
 
 
 @pytest.mark.parametrize(
-    "bad", [{}, {"share": 0.5, "rank": 3}, {"share": 0.0}, {"share": 1.5}, {"rank": 0}, {"rank": (3, 0)}]
+    "bad",
+    [{}, {"share": 0.5, "rank": 3}, {"share": 0.0}, {"share": 1.5}, {"rank": 0}, {"rank": (3, 0)}, {"per_layer": [3]}],
 )
 def test_ranks_that_mean_nothing_are_refused(bad):
     with pytest.raises(tenfold.TenfoldError):
@@ -240,13 +241,15 @@ def fits(found, budget, threshold):
     return all(total[name] <= limit for name, limit in limits.items())
 
 
-def test_greedy_spares_the_layer_that_the_metric_needs(net):
+@pytest.mark.parametrize("examples", [None, 3])
+def test_greedy_spares_the_layer_that_the_metric_needs(net, examples):
     """The metric notices layer 5 alone, so greedy ranks leave it and compress the others."""
     x = images(2, 3, 16, 16)
     dense = net[5].weight.detach().clone()
 
     def evaluate(model):
-        return -float((model[5].weight - dense).square().sum())
+        score = -float((model[5].weight - dense).square().sum())
+        return score if examples is None else torch.full((examples,), score)
 
     found = tenfold.options(net, example=x, methods=[SVD()])
     plan = found.plan(Greedy(Budget(params=0.85), evaluate))

@@ -394,6 +394,8 @@ class Stream(IterableDataset):
 def test_data_and_recipes_that_do_not_fit_are_refused():
     with pytest.raises(TenfoldError, match="give a data set with a length"):
         finetune(SMALL, DENSE, Stream(), RECIPE)
+    with pytest.raises(TenfoldError, match="evaluate is 3; give a function"):
+        finetune(SMALL, DENSE, EXAMPLES, RECIPE, evaluate=3)
     with pytest.raises(TenfoldError, match="batch of 500 is more than the 160 examples"):
         finetune(SMALL, DENSE, EXAMPLES, RECIPE.model_copy(update={"batch": 500}))
     with pytest.raises(TenfoldError, match="lr"):

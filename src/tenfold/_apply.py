@@ -35,6 +35,8 @@ def apply(model: nn.Module, plan: Plan, statistics: Statistics | None = None) ->
         TenfoldError: if the plan was made for another network, or a step does not fit its layers.
     """
     model = unwrapped(model)
+    if not isinstance(plan, Plan):
+        raise TenfoldError(f"the plan is a {type(plan).__name__}; give a Plan, such as Plan(steps).")
     plan.check_made_for(model)
     modules = dict(model.named_modules())
     replaced = [modules[name] for step in plan.steps for name in step.layers if name in modules and not step.links]

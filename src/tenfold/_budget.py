@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from tenfold._choice import UNITS, Choice, Offer, chosen, unreachable
 from tenfold._cost import LIMITED, PARAMS
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._judge import Judge, Trial
-from tenfold._plan import Step
+from tenfold._plan import Step, is_number
 from tenfold._pruning import Pruning
 from tenfold._search import smallest
 from tenfold._timed import Clock
@@ -67,9 +67,9 @@ class Budget(Target):
                 _check_limit(name, limit)
         if self.latency is not None and not (isinstance(self.latency, float) and 0 < self.latency <= 1):
             raise TenfoldError(f"Budget(latency={self.latency!r}): a share of the dense time is a float in (0, 1].")
-        if self.latency_ms is not None and not (isfinite(self.latency_ms) and self.latency_ms > 0):
+        if self.latency_ms is not None and not (is_number(self.latency_ms) and 0 < self.latency_ms < inf):
             raise TenfoldError(f"Budget(latency_ms={self.latency_ms!r}): it is a number of milliseconds above 0.")
-        if self.max_drop is not None and not (isfinite(self.max_drop) and self.max_drop >= 0):
+        if self.max_drop is not None and not (is_number(self.max_drop) and 0 <= self.max_drop < inf):
             raise TenfoldError(f"Budget(max_drop={self.max_drop!r}): the drop of the metric is a number, 0 or more.")
 
     @property

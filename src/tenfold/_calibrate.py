@@ -166,7 +166,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = N
         seed: draws the mixtures.
 
     Raises:
-        TenfoldError: if there are no batches, or the model fails on one.
+        TenfoldError: if there are no batches, the model fails on one, or the loss gives no tensor of one number.
     """
     if is_sharded(model):
         statistics = _of_all_processes(_calibrated(model, batches, loss, seed))
@@ -322,7 +322,7 @@ def _told(
 
     with torch.enable_grad(), watched(names, around):
         outputs = forward(model, inputs)
-        scalar = _mixture(outputs, draws["the outputs"]) if loss is None else loss(outputs, inputs.target)
+        scalar = _mixture(outputs, draws["the outputs"]) if loss is None else _lost(loss, outputs, inputs)
     gradients: tuple[Tensor | None, ...] = (None,) * len(calls)
     if scalar is not None and scalar.requires_grad:
         gradients = torch.autograd.grad(scalar, [moved for _, moved in calls], allow_unused=True)
@@ -339,6 +339,14 @@ def _products(q_gop: Tensor) -> Tensor:
     scale = q_gop.abs().amax().double().clamp_min(1e-300)
     wide = (q_gop.double() / scale).to(torch.promote_types(q_gop.dtype, torch.float32))
     return gram(wide).double() * scale.square()
+
+
+def _lost(loss: Loss, outputs: Any, inputs: Inputs) -> Tensor:
+    found = loss(outputs, inputs.target)
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        what = f"numbers of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{found!r}"
+        raise TenfoldError(f"loss returned {what}; it must return a tensor of one number.")
+    return found
 
 
 def _mixture(outputs: Any, generator: torch.Generator) -> Tensor | None:

@@ -21,7 +21,7 @@ from tenfold._data import example_inputs
 from tenfold._engines import Engine, check_engine
 from tenfold._errors import TenfoldError
 from tenfold._fit import Seen, kept_curve
-from tenfold._judge import Evaluate, Judge
+from tenfold._judge import Evaluate, Judge, check_callable
 from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Curve, Method, Site
 from tenfold._plan import Fingerprint, Plan, Step
@@ -292,6 +292,8 @@ def options(
     _refuse_bad_weights(model)
     if isinstance(freeze, str):
         raise TenfoldError(f'freeze is one string; give a list of patterns: ["{freeze}"].')
+    if not isinstance(freeze, Iterable):
+        raise TenfoldError(f'freeze is {freeze!r}; give a list of patterns, such as ["head.*"].')
     freeze = tuple(freeze)
     graph = _seen(_frozen(trace(model, inputs), freeze), statistics)
     candidates = _without_twins([Candidate(site, method) for method in chosen for site in method.sites(graph)])
@@ -332,11 +334,13 @@ def plan(
 
 
 def check_evaluate(target: Target, evaluate: Evaluate | None) -> None:
-    """Refuse a target that cannot be met without evaluation."""
+    """Refuse a target that cannot be met without evaluation, and what does not evaluate."""
     if not isinstance(target, Target):
         raise TenfoldError(f"the target is {target!r}; give one such as Budget(params=0.5).")
     if target.needs_evaluate and evaluate is None:
         raise TenfoldError("max_drop needs evaluate: a function of a network that returns a number, higher is better.")
+    if evaluate is not None:
+        check_callable(evaluate)
 
 
 def _without_twins(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -356,6 +360,8 @@ def _without_twins(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 def _frozen(graph: Graph, patterns: Iterable[str]) -> Graph:
     layers = dict(graph.layers)
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TenfoldError(f"freeze pattern {pattern!r} is no string; layers are {_some(layers)}.")
         names = [name for name in layers if fnmatchcase(name, pattern) or name.startswith(pattern + ".")]
         if not names:
             raise TenfoldError(f'freeze pattern "{pattern}" matches no layer; layers are {_some(layers)}.')

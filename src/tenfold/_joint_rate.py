@@ -8,7 +8,7 @@ from tenfold._candidate import Candidate
 from tenfold._candidates import Options, Target
 from tenfold._errors import TenfoldError
 from tenfold._layers import channels, is_pointwise, spatial_sides
-from tenfold._plan import Rank, Step
+from tenfold._plan import Rank, Step, is_number
 from tenfold.methods import JointSVD
 
 
@@ -29,7 +29,7 @@ class JointRate(Target):
     rate: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate <= 1:
+        if not (is_number(self.rate) and 0 < self.rate <= 1):
             raise TenfoldError(f"JointRate({self.rate!r}): the rate is in (0, 1].")
 
     def steps(self, options: Options) -> list[Step]:

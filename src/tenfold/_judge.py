@@ -33,6 +33,7 @@ def scores(evaluate: Evaluate, model: nn.Module) -> Tensor:
     Raises:
         TenfoldError: if it is neither, or not finite.
     """
+    check_callable(evaluate)
 
     def evaluated() -> dict[str, Tensor]:
         with undisturbed(model):
@@ -48,6 +49,12 @@ def scores(evaluate: Evaluate, model: nn.Module) -> Tensor:
     if not values.isfinite().all():
         raise TenfoldError(f"evaluate returned {float(values.mean())}; {_WANTED}, all finite.")
     return values
+
+
+def check_callable(evaluate: Any) -> None:
+    """Refuse what cannot evaluate, before there is a network to give it."""
+    if not callable(evaluate):
+        raise TenfoldError(f"evaluate is {evaluate!r}; give a function of a network: {_WANTED}.")
 
 
 _WANTED = "it must return one number, or a score for each example; higher is better"

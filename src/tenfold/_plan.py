@@ -22,6 +22,11 @@ Rank = tuple[int, ...]
 Side = Literal["out", "in", "both", "norm"]  # makes channels, reads them, is depthwise, scales them
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a plain number, which a truth value is not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 class Record(BaseModel):
     """Frozen plain data, checked when made; a wrong value is a `TenfoldError` in one sentence."""
 

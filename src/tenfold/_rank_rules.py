@@ -17,11 +17,11 @@ from tenfold._candidates import Options, Target
 from tenfold._choice import Pool, pooled, unreachable
 from tenfold._cost import LIMITED, PARAMS
 from tenfold._errors import TenfoldError
+from tenfold._judge import Evaluate, check_callable, scores
 from tenfold._linalg import evbmf_rank, spectrum
-from tenfold._plan import Plan, Rank, Step
+from tenfold._plan import Plan, Rank, Step, is_number
 from tenfold._progress import track
 from tenfold._pruning import Pruning
-from tenfold._run import undisturbed
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class Ranks(Target):
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.share, self.rank, self.per_layer)) != 1:
             raise TenfoldError("Ranks takes exactly one of share, rank and per_layer.")
-        if self.share is not None and not (_is_number(self.share) and 0 < self.share <= 1):
+        if self.share is not None and not (is_number(self.share) and 0 < self.share <= 1):
             raise TenfoldError(f"Ranks(share={self.share!r}): a share is in (0, 1]; 1.0 is full rank.")
+        if self.per_layer is not None and not isinstance(self.per_layer, Mapping):
+            raise TenfoldError(f"Ranks(per_layer={self.per_layer!r}): give a rank for each layer by name, as a dict.")
         for rank in [self.rank, *(self.per_layer or {}).values()]:
             entries = rank if isinstance(rank, tuple) else (rank,)
             if rank is not None and not all(isinstance(e, int) and not isinstance(e, bool) and e > 0 for e in entries):
@@ -101,7 +103,7 @@ class Energy(Target):
     kept: float
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.kept) and 0 < self.kept <= 1):
+        if not (is_number(self.kept) and 0 < self.kept <= 1):
             raise TenfoldError(f"Energy({self.kept!r}): the share of energy to keep is in (0, 1].")
 
     def steps(self, options: Options) -> list[Step]:
@@ -161,22 +163,22 @@ class Greedy(Target):
 
     A table is made first: each layer alone at `levels` shares of its cost, and the metric of the network with that
     one layer replaced (as AIMET's greedy rank selection does). It takes layers x levels evaluations, so
-    `evaluate(model) -> float`, higher is better, should be a quick one, on training data.
+    `evaluate(model)`, as `compress` takes it, should be a quick one, on training data.
 
     Raises:
-        TenfoldError: for a budget with a `max_drop`.
+        TenfoldError: for a budget with a `max_drop`, and for what does not evaluate.
     """
 
     budget: Budget
-    evaluate: Callable[[nn.Module], float]
+    evaluate: Evaluate
     levels: int = 10
 
     def __post_init__(self) -> None:
         _check_limits_only(self.budget)
+        check_callable(self.evaluate)
 
     def steps(self, options: Options) -> list[Step]:
-        with undisturbed(options.model):
-            dense = float(self.evaluate(options.model))
+        dense = self._metric(options.model)
         pools = _of_disjoint_sites(options)
         tables = [self._table(options, pool, dense) for pool in track(pools, "per-layer table")]
         return _least_threshold(options, self.budget, tables)
@@ -190,13 +192,12 @@ class Greedy(Target):
             best = int(within[pool.worst[within].argmin()])
             if best not in rows:
                 rows.append(best)
-        drops = []
-        for row in rows:
-            small = apply(options.model, Plan((pool.step(row),)))
-            with undisturbed(small):
-                drops.append(dense - float(self.evaluate(small)))
+        drops = [dense - self._metric(apply(options.model, Plan((pool.step(row),)))) for row in rows]
         # A smaller layer that seems to do less harm does so by chance.
         return pool, np.array(rows), np.maximum.accumulate(np.array(drops))
+
+    def _metric(self, model: nn.Module) -> float:
+        return float(scores(self.evaluate, model).mean())
 
 
 def _cheapest_of_each_site(
@@ -281,12 +282,8 @@ def _price(options: Options, budget: Budget, pool: Pool) -> NDArray[np.float64]:
     return np.sum(shares, axis=0)
 
 
-def _check_limits_only(budget: Budget) -> None:
-    if budget.max_drop is not None or budget.is_timed:
+def _check_limits_only(budget: Any) -> None:
+    if not isinstance(budget, Budget) or budget.max_drop is not None or budget.is_timed:
         raise TenfoldError(
             "this rule takes limits, such as Budget(params=0.5), and neither max_drop nor limits of time."
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -28,7 +28,7 @@ from tenfold._layers import (
 )
 from tenfold._linalg import discarded, truncated
 from tenfold._method import Curve, Method, Site, levels
-from tenfold._plan import Rank
+from tenfold._plan import Rank, is_number
 from tenfold._repeats import repeated
 from tenfold._trace import Graph
 
@@ -70,7 +70,7 @@ class JointSVD(Method):
     def __post_init__(self) -> None:
         if self.shared not in ("right", "left", "both"):
             raise TenfoldError(f'JointSVD shares no {self.shared!r}; use "right", "left" or "both".')
-        if not 0 <= self.share <= 1:
+        if not (is_number(self.share) and 0 <= self.share <= 1):
             raise TenfoldError(f"JointSVD(share={self.share!r}): the share of the left rank is in [0, 1].")
         if self.odd not in ("joint", "alone"):
             raise TenfoldError(f'JointSVD knows no odd={self.odd!r}; use "joint" or "alone".')

@@ -69,7 +69,10 @@ class TensorTrain(Method):
         if self.form not in ("reshaped", "naive"):
             raise TenfoldError(f'TensorTrain has no form {self.form!r}; use "reshaped" or "naive".')
         if self.modes is not None:
-            pair = tuple(tuple(side) for side in self.modes)
+            try:
+                pair = tuple(tuple(side) for side in self.modes)
+            except TypeError:
+                pair = ()
             if len(pair) != 2 or len(pair[0]) != len(pair[1]) or not all(map(_whole, (*pair[0], *pair[1]))):
                 raise TenfoldError(f"modes are two tuples of equally many whole numbers, not {self.modes!r}.")
             object.__setattr__(self, "modes", pair)

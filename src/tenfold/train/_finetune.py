@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs, batch_inputs
 from tenfold._errors import TenfoldError
-from tenfold._judge import Evaluate, scores
+from tenfold._judge import Evaluate, check_callable, scores
 from tenfold._pair import Pair, mean_error, rebuilding
 from tenfold._progress import track
 from tenfold._resume import digest
@@ -89,6 +89,8 @@ def finetune(
         raise TenfoldError("finetune keeps the whole network in each process; for FSDP, see docs/large-networks.md.")
     small, dense = unwrapped(small), unwrapped(dense)
     draw = Draw(examples, recipe, accelerator.process_index, accelerator.num_processes)
+    if evaluate is not None:
+        check_callable(evaluate)
     run = _Run(accelerator, copy.deepcopy(small), dense, draw, recipe, loss, augment, evaluate, hooks)
     if trackers:
         accelerator.init_trackers("tenfold", config=recipe.model_dump(exclude_none=True))
