@@ -8,10 +8,10 @@ import torch
 from nets import TokenNet, images, randomised, small_cnn
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils import parametrizations, weight_norm
+from torch.nn.utils import parametrizations, prune, weight_norm
 
 import tenfold
-from tenfold import Budget, Ranks, TenfoldError
+from tenfold import Budget, Plan, Ranks, TenfoldError
 from tenfold.methods import SVD
 
 
@@ -98,6 +98,24 @@ def test_parametrised_layers_are_folded_on_the_copy(parametrise):
     assert isinstance(small[0], tenfold.Factored)
     assert torch.allclose(small(x), model(x), atol=1e-5)
     assert nn.utils.parametrize.is_parametrized(model[0])
+
+
+class Remembering(nn.Sequential):
+    """Keeps what it computed, with its gradients, as hooks that compute weights do."""
+
+    def forward(self, x):
+        self.seen = [super().forward(x)]
+        return self.seen[0]
+
+
+@pytest.mark.parametrize("hook", [weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)])
+def test_models_that_hold_what_they_computed_with_gradients_are_copied(hook, tmp_path):
+    model, x = Remembering(hook(nn.Linear(8, 8)), nn.Linear(8, 8)).eval(), images(8, 8)
+    wanted = model(x)  # with gradients
+    result = tenfold.compress(model, Ranks(share=0.5), example=x, calibration=[x])
+    assert "hooks" in result.report.left_dense["0"]
+    assert torch.equal(tenfold.apply(model, Plan())(x), wanted)
+    assert tenfold.export(model, x, tmp_path / "net.pt2").relative < 1e-6
 
 
 class Awkward(nn.Module):

@@ -1,6 +1,5 @@
 """Applying a plan: a new model, in which factored layers stand where dense ones stood."""
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from tenfold._gauge import in_form
 from tenfold._layers import kind, store_channels_last, stores_channels_last
 from tenfold._method import Method, Site
 from tenfold._plan import Plan, Rank, Step
-from tenfold._run import on_meta, unwrapped
+from tenfold._run import copied, on_meta, unwrapped
 from tenfold._workers import each
 from tenfold.methods import find
 
@@ -52,7 +51,7 @@ def sharing(model: nn.Module, modules: Iterable[nn.Module], plan: Plan) -> nn.Mo
     pruned = {link.module for step in plan.steps for link in step.links}
     changed = {id(p) for name, module in model.named_modules() if name in pruned for p in module.parameters()}
     shared = (p for module in modules for p in module.parameters(recurse=False) if p.dim() > 1 and id(p) not in changed)
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
+    return copied(model, {id(parameter): parameter for parameter in shared})
 
 
 def taken(

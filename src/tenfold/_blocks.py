@@ -1,6 +1,5 @@
 """Reconstruction: train the factors, without labels, until blocks and outputs are again what they were."""
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from tenfold._data import Inputs
 from tenfold._errors import TenfoldWarning
 from tenfold._pair import Pair, changed
 from tenfold._progress import track
-from tenfold._run import undisturbed
+from tenfold._run import copied, undisturbed
 
 _STEPS = 240  # of training
 _RATE = 0.0025  # of Adam, times the root of the loss at the start and the root mean square of each parameter
@@ -27,7 +26,7 @@ def reconstructed(
     Of the states at every look, the first among them, the one with the least sum on what is held back is kept, if the
     outputs are no further off than at the first.
     """
-    new = copy.deepcopy(small)
+    new = copied(small)
     pair = Pair(new, dense)
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(new), undisturbed(dense), _trainable(new, dense) as parameters, torch.enable_grad():

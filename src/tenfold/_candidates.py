@@ -1,6 +1,5 @@
 """Every option of every layer: its cost and its error. Made once for a model, good for any number of targets."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Curve, Method, Site
 from tenfold._plan import Fingerprint, Plan, Step
 from tenfold._pruning import Pruning
-from tenfold._run import unwrapped
+from tenfold._run import copied, unwrapped
 from tenfold._times import Profile
 from tenfold._trace import Call, Graph, trace
 from tenfold._workers import each
@@ -139,7 +138,7 @@ class Options:
         """The options of the network that these steps leave, as the data sees them."""
         key = tuple(removals)
         if key not in self._rests:
-            small = copy.deepcopy(self.model)
+            small = copied(self.model)
             told = taken(small, removals, self.statistics)
             methods = [*dict.fromkeys(candidate.method for candidate in self.candidates)]
             self._rests.clear()  # each holds a network

@@ -1,6 +1,5 @@
 """Export: one file that runs without this package and without the network's class."""
 
-import copy
 import io
 import json
 import logging
@@ -22,7 +21,7 @@ from tenfold._folding import fold_norms
 from tenfold._onnx_layers import write_onnx
 from tenfold._plan import Record
 from tenfold._resume import refuse_folder
-from tenfold._run import forward, undisturbed, unwrapped
+from tenfold._run import copied, forward, undisturbed, unwrapped
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def export(model: nn.Module, example: Any, path: str | Path) -> Exported:
     if path.suffix not in formats:
         raise TenfoldError(f"{path} ends in {path.suffix!r}; name it .onnx or .pt2.")
     refuse_folder(path)
-    model = copy.deepcopy(unwrapped(model)).cpu()
+    model = copied(unwrapped(model)).cpu()
     inputs = example_inputs(example).on(torch.device("cpu"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with undisturbed(model):
@@ -108,7 +107,7 @@ def _lean(model: nn.Module, inputs: Inputs, shapes: Any) -> tuple[ExportedProgra
         return torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=shapes)
 
     try:
-        program, lean = exported(model), copy.deepcopy(model)
+        program, lean = exported(model), copied(model)
         folded = fold_norms(lean, program)
         return (exported(lean) if folded else program), folded
     except Exception as error:

@@ -4,7 +4,6 @@ Which channels hang together is found by the dependency graph of Torch-Pruning (
 each group is tried: removing channels must give the outputs of the network in which they are masked.
 """
 
-import copy
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from tenfold._data import Inputs, tensors
 from tenfold._errors import first_line
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED, channels, groups
 from tenfold._plan import Link, Side
-from tenfold._run import device_of, forward, undisturbed, unwrapped
+from tenfold._run import copied, device_of, forward, undisturbed, unwrapped
 from tenfold._sources import imported
 
 SERVED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)  # exactly these
@@ -51,7 +50,7 @@ def filter_groups(model: nn.Module, example: Inputs) -> tuple[list[FilterGroup],
         TenfoldError: if Torch-Pruning is not installed.
     """
     pruning = imported("torch_pruning", "finding filters (pip install tenfold[prune])")
-    wide = copy.deepcopy(unwrapped(model)).double().eval().requires_grad_(True)
+    wide = copied(unwrapped(model)).double().eval().requires_grad_(True)
     inputs = _doubled(example.on(device_of(wide)))
     given: Any = inputs.args if inputs.args else inputs.kwargs
     with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
@@ -72,7 +71,7 @@ def filter_groups(model: nn.Module, example: Inputs) -> tuple[list[FilterGroup],
 
 def masked(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:
     """A copy in which these filters give exactly 0."""
-    new = copy.deepcopy(model)
+    new = copied(model)
     mask(new, drops)
     return new
 
@@ -101,7 +100,7 @@ def link_rows(link: Link, tensor: Tensor) -> Tensor:
 
 def removed(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:
     """A copy without these filters."""
-    new = copy.deepcopy(model)
+    new = copied(model)
     remove(new, drops)
     return new
 

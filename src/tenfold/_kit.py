@@ -1,6 +1,5 @@
 """The kit of `tenfold profile`: one file that times a network's options on another machine, without this package."""
 
-import copy
 import io
 import json
 import tempfile
@@ -20,6 +19,7 @@ from tenfold._layers import CONVOLUTIONS, TRANSPOSED
 from tenfold._onnx_layers import layers_as_onnx, model_as_onnx
 from tenfold._progress import track
 from tenfold._resume import refuse_folder, write_bytes
+from tenfold._run import copied
 from tenfold._timed import Clock
 from tenfold._times import Piece
 from tenfold._version import __version__
@@ -100,7 +100,7 @@ def _described(module: Any) -> dict[str, Any] | None:
 
 def _whole(kit: zipfile.ZipFile, options: Options) -> dict[str, Any]:
     inputs = example_inputs(options.example)
-    model = copy.deepcopy(options.model).cpu().eval()
+    model = copied(options.model).cpu().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.01)

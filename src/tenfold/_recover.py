@@ -1,6 +1,5 @@
 """Recovering accuracy after replacement, without labels."""
 
-import copy
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from tenfold._pair import changed, parted
 from tenfold._progress import track
 from tenfold._refit import refitted
 from tenfold._resume import kept
-from tenfold._run import forward, undisturbed, unwrapped
+from tenfold._run import copied, forward, undisturbed, unwrapped
 
 HOW = ("refit", "blocks")
 
@@ -53,9 +52,9 @@ def recover(
     with torch.random.fork_rng(devices=[]):  # loaders draw
         inputs = list(batches_of(dense, batches))
     if not changed(small, dense):
-        return copy.deepcopy(small)
+        return copied(small)
     ways = {"blocks": reconstructed, "refit": refitted}
-    new = copy.deepcopy(small)
+    new = copied(small)
 
     def recovered() -> dict[str, Tensor]:
         return ways[how](small, dense, *parted(inputs), seed).state_dict()
@@ -73,7 +72,7 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     Raises:
         TenfoldError: if there are no batches, or the model fails on one.
     """
-    new = copy.deepcopy(unwrapped(model))
+    new = copied(unwrapped(model))
     norms = [m for m in new.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return new

@@ -22,7 +22,7 @@ from tenfold._metric import Metric
 from tenfold._pair import Pair, rebuilding, replaced
 from tenfold._patches import patches, responses
 from tenfold._progress import track
-from tenfold._run import device_of, forward, undisturbed, watched
+from tenfold._run import copied, device_of, forward, undisturbed, watched
 from tenfold._trace import trace
 
 _STEPS = 50  # of descent, from factors that are nearly right
@@ -42,7 +42,7 @@ def refitted(
     mean that the norm behind expects, takes up `E y - W E x`. Unless that lowers both errors of `Pair` on what is held
     back, the copy is as `small` was.
     """
-    new = copy.deepcopy(small)
+    new = copied(small)
     graph = trace(dense, used[0])
     with undisturbed(new), undisturbed(dense):
         before = Pair(small, dense).errors_on(held_back)
@@ -59,7 +59,7 @@ def refitted(
                     _refit(factored, layer, norms, _moments(new, dense, name, used, seed), shared)
         after = Pair(new, dense).errors_on(held_back)
     better = after[0] <= before[0] and after[1] <= before[1]
-    return new if better else copy.deepcopy(small)
+    return new if better else copied(small)
 
 
 def _refit(

@@ -1,13 +1,14 @@
 """Running somebody's model without leaving a trace on it."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs
 from tenfold._errors import TenfoldError
@@ -42,7 +43,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(tensor, nn.parameter.UninitializedParameter):
             raise TenfoldError(f"{name} has no shape yet (a lazy module); run the model once first.")
     if any(map(parametrize.is_parametrized, model.modules())):
-        model = copy.deepcopy(model)
+        model = copied(model)
         for module in list(model.modules()):
             if parametrize.is_parametrized(module):
                 _fold(module)
@@ -61,10 +62,21 @@ def _fold(module: nn.Module) -> None:
     module.train(training)
 
 
+def copied(model: nn.Module, instead: Mapping[int, torch.Tensor] | None = None) -> nn.Module:
+    """A deep copy; what has one of the ids of `instead` is that in it.
+
+    Tensors that were computed with gradients are detached, because torch does not copy them: modules hold such as
+    attributes when hooks, such as those of `torch.nn.utils.weight_norm`, or their forward have put them there.
+    """
+    held = pytree.tree_leaves([vars(module) for module in model.modules()])
+    computed = {id(leaf): leaf.detach().clone() for leaf in held if isinstance(leaf, torch.Tensor) and not leaf.is_leaf}
+    return copy.deepcopy(model, {**computed, **(instead or {})})
+
+
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy on the meta device: every shape, no values."""
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, {key: without_values(tensor) for key, tensor in tensors.items()})
+    held = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copied(model, {key: without_values(tensor) for key, tensor in held.items()})
 
 
 def without_values(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """What options and whole networks take in time: measured, interpolated between few ranks, and corrected."""
 
-import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from tenfold._method import Site
 from tenfold._plan import Plan, Rank, Record, Step
 from tenfold._progress import track
 from tenfold._pruning import Pruning
-from tenfold._run import device_of
+from tenfold._run import copied, device_of
 from tenfold._times import Conditions, Piece, Profile, Times, draw
 from tenfold.methods import find
 
@@ -232,8 +231,7 @@ class Clock:
         inputs = example_inputs(self.options.example)
         with torch.random.fork_rng():
             runs = [
-                runner(self.times.conditions.engine, copy.deepcopy(model), inputs)
-                for model in (self.options.model, small)
+                runner(self.times.conditions.engine, copied(model), inputs) for model in (self.options.model, small)
             ]
             dense_ms, small_ms = self.times.paced(runs, rounds=11, sure=0.01)
         return dense_ms, small_ms

@@ -20,7 +20,7 @@ from tenfold._judge import Evaluate, check_callable, scores
 from tenfold._pair import Pair, mean_error, rebuilding
 from tenfold._progress import track
 from tenfold._resume import digest
-from tenfold._run import device_of, undisturbed, unwrapped
+from tenfold._run import copied, device_of, undisturbed, unwrapped
 from tenfold._sources import imported
 from tenfold._verify import Epoch
 from tenfold.train._augment import mixed, neighbours
@@ -91,7 +91,7 @@ def finetune(
     draw = Draw(examples, recipe, accelerator.process_index, accelerator.num_processes)
     if evaluate is not None:
         check_callable(evaluate)
-    run = _Run(accelerator, copy.deepcopy(small), dense, draw, recipe, loss, augment, evaluate, hooks)
+    run = _Run(accelerator, copied(small), dense, draw, recipe, loss, augment, evaluate, hooks)
     if trackers:
         accelerator.init_trackers("tenfold", config=recipe.model_dump(exclude_none=True))
     with torch.random.fork_rng():
@@ -123,7 +123,7 @@ class _Run:
         if recipe.balance:
             balance(new)
         self.new = new.to(accelerator.device).train().requires_grad_(True)
-        self.dense = copy.deepcopy(dense).to(accelerator.device).eval().requires_grad_(False)
+        self.dense = copied(dense).to(accelerator.device).eval().requires_grad_(False)
         self.mean = AveragedModel(self.new, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
         self.optimizer = _optimizer(self.new, recipe)
         self.pair = Pair(self.new, self.dense)

@@ -1,6 +1,5 @@
 """Compress a little, train a little: several rounds, each planned from what the network has become."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tenfold._pair import replaced
 from tenfold._plan import Plan, Record
 from tenfold._predicted import Predicted, predicted
 from tenfold._resume import resumable
-from tenfold._run import unwrapped
+from tenfold._run import copied, unwrapped
 from tenfold._verify import Epoch
 from tenfold.methods import FilterPruning
 from tenfold.train._finetune import Loss, finetune
@@ -116,7 +115,7 @@ def progressive(
 
 def multiplied_out(small: nn.Module, dense: nn.Module) -> nn.Module:
     """A copy of the dense network with the weights that a compressed one stands for."""
-    new = copy.deepcopy(dense)
+    new = copied(dense)
     state = small.state_dict()
     for name in replaced(small):
         factored: Any = small.get_submodule(name)

@@ -2,7 +2,6 @@
 
 # O outputs, K inputs times kernel positions, R rank; h rows and w columns of a matrix
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from tenfold._fit import made
 from tenfold._layers import CONVOLUTIONS, channels, groups, kernel_size, kernels, owners, write, write_bias
 from tenfold._method import Method, Site
 from tenfold._plan import Fingerprint, MethodSpec, Plan, Step
-from tenfold._run import unwrapped
+from tenfold._run import copied, unwrapped
 from tenfold.methods import SVD, SpatialSVD
 from tenfold.train._hooks import Hooks
 
@@ -66,7 +65,7 @@ class SVDTraining(Hooks):
         Raises:
             TenfoldError: if no layer takes part.
         """
-        new = copy.deepcopy(unwrapped(dense))
+        new = copied(unwrapped(dense))
         layers = _taking_part(new)
         if not layers:
             raise TenfoldError("SVDTraining: the network has no Linear layer and no convolution without groups.")
@@ -102,7 +101,7 @@ class SVDTraining(Hooks):
         """
         if not 0 < kept <= 1:
             raise TenfoldError(f"SVDTraining.cut(kept={kept!r}): the share of energy is in (0, 1].")
-        new = copy.deepcopy(model)
+        new = copied(model)
         for _, factored in _trained(new):
             energies = factored[1].values.detach().double().square()
             order = energies.argsort(descending=True)
@@ -112,7 +111,7 @@ class SVDTraining(Hooks):
 
     def finished(self, model: nn.Module, dense: nn.Module) -> tuple[nn.Module, Plan]:
         """An ordinary compressed network and its plan; layers whose factors are no cheaper are dense again."""
-        new, steps = copy.deepcopy(unwrapped(dense)), []
+        new, steps = copied(unwrapped(dense)), []
         known = new.state_dict()
         new.load_state_dict({n: value for n, value in model.state_dict().items() if n in known}, strict=False)
         places = places_of(new)
