@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 
 import tenfold
 from tenfold import Budget, Plan, Ranks, TenfoldError
-from tenfold.methods import SVD
+from tenfold.methods import SVD, FilterPruning
 
 
 def left_dense(model, x, methods=None):
@@ -116,6 +116,28 @@ def test_models_that_hold_what_they_computed_with_gradients_are_copied(hook, tmp
     assert "hooks" in result.report.left_dense["0"]
     assert torch.equal(tenfold.apply(model, Plan())(x), wanted)
     assert tenfold.export(model, x, tmp_path / "net.pt2").relative < 1e-6
+
+
+class Casting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small_cnn()
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.net(x).float()
+
+
+def test_layers_under_autocast_cost_what_they_cost_without():
+    model, x = randomised(Casting()), images(2, 3, 16, 16)
+    plain = tenfold.options(model.net, example=x)
+    with torch.autocast("cpu", torch.bfloat16):
+        around = tenfold.options(model.net, example=x)
+    for found in (around, tenfold.options(model, example=x)):
+        assert [ladder.costs.tolist() for ladder in found.ladders] == [
+            ladder.costs.tolist() for ladder in plain.ladders
+        ]
+    assert tenfold.compress(model, Budget(macs=0.5), example=x, methods=[FilterPruning()]).plan.steps
 
 
 class Awkward(nn.Module):

@@ -21,7 +21,7 @@ class Call:
     """The one input of one call of a layer."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype  # that the layer takes without autocast
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,13 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
     )
 
 
+def _call(module: nn.Module, given: Tensor) -> Call:
+    weight = next(p for p in module._parameters.values() if p is not None and p.dim() >= 2)
+    # What autocast casts, inside the model or around it, is not cast where the layer runs alone.
+    real = given.is_floating_point() and weight.is_floating_point()
+    return Call(tuple(given.shape), weight.dtype if real else given.dtype)
+
+
 @dataclass
 class _Watch(TorchDispatchMode):
     """Notices every operation that reads a watched parameter while its owner's forward is not running."""
@@ -158,7 +165,7 @@ class _Watch(TorchDispatchMode):
                     return run(*args, **kwargs)
                 finally:
                     self.normed = False
-            call = Call(tuple(given[0].shape), given[0].dtype) if single else None
+            call = _call(module, given[0]) if single else None
             self.calls.setdefault(module, []).append(call)
             self.running.append(module)
             try:
