@@ -7,6 +7,7 @@ import pytest
 import torch
 from nets import TokenNet, images, randomised, small_cnn
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import tenfold
 from tenfold import Budget, Ranks, Statistics, TenfoldError, TenfoldWarning, _blocks, _calibrate, _fit
@@ -590,3 +591,32 @@ def test_outputs_that_are_lost_are_refused():
 class Masked(nn.Module):
     def forward(self, x):
         return torch.cat([x, torch.full_like(x, -torch.inf)], 1)
+
+
+def test_a_network_without_free_layers_tells_nothing():
+    assert tenfold.calibrate(nn.Sequential(nn.BatchNorm1d(4)), [images(5, 4)]).layers == {}
+
+
+class Checkpointed(nn.Module):
+    """Keeps nothing of its inner layers, which run again for gradients; its parameters need none."""
+
+    def __init__(self, reentrant=False):
+        super().__init__()
+        self.stem = nn.Linear(16, 32)
+        self.inner = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+        self.reentrant = reentrant
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        return checkpoint(self.inner, self.stem(x), use_reentrant=self.reentrant)
+
+
+def test_checkpointed_layers_tell_what_others_do():
+    model, x = randomised(Checkpointed()), images(64, 16)
+    told, plain = tenfold.calibrate(model, [x]), tenfold.calibrate(nn.Sequential(model.stem, *model.inner), [x])
+    for found, expected in zip(told.layers.values(), plain.layers.values(), strict=True):
+        assert torch.equal(found.count, expected.count)
+        assert torch.allclose(found.response, expected.response)
+    assert tenfold.compress(model, Budget(params=0.7), example=x, calibration=[x]).report.drift.relative < 0.5
+    with pytest.raises(TenfoldError, match=r"no gradients can be computed .* use_reentrant=False"):
+        tenfold.calibrate(Checkpointed(reentrant=True), [x])

@@ -9,7 +9,7 @@ from torch import nn
 
 from tenfold._data import Inputs
 from tenfold._errors import TenfoldWarning
-from tenfold._pair import Pair, changed
+from tenfold._pair import Pair, changed, rebuilding
 from tenfold._progress import track
 from tenfold._run import copied, undisturbed
 
@@ -47,7 +47,8 @@ def reconstructed(
                 )
                 warnings.warn(f"{text}: they are not reconstructed.", TenfoldWarning, stacklevel=3)
                 break
-            lost.backward()
+            with rebuilding(new, dense):  # torch.utils.checkpoint runs layers again for their gradients
+                lost.backward()
             search.step()
             schedule.step()
             if step % _LOOK == 0:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tenfold._data import Inputs, batches_of, tensors
-from tenfold._errors import TenfoldError, TenfoldWarning
+from tenfold._errors import TenfoldError, TenfoldWarning, first_line
 from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
 from tenfold._linalg import gram
 from tenfold._patches import patches, responses
@@ -306,32 +306,47 @@ def _told(
     sums: dict[str, LayerStatistics] = {}
     calls: list[tuple[str, Tensor]] = []  # the layer, and what its outputs are moved by
     names = {model.get_submodule(name): name for name in norms}
+    answered = False
 
     def around(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
+            if answered:  # again, by torch.utils.checkpoint, for the gradients: it has to find the same operations
+                return _moved(run(*args, **kwargs))[0]
             (given,) = [*args, *kwargs.values()]
             name = names[module]
             _add(sums, {name: _moments(module, given.detach(), norms[name], draws[name])})
-            output = run(*args, **kwargs)
-            # Added to, the output has a gradient whether or not parameters have.
-            moved = torch.zeros_like(output, requires_grad=True)
-            calls.append((name, moved))
-            return output + moved
+            output, by = _moved(run(*args, **kwargs))
+            calls.append((name, by))
+            return output
 
         return called
 
     with torch.enable_grad(), watched(names, around):
         outputs = forward(model, inputs)
         scalar = _mixture(outputs, draws["the outputs"]) if loss is None else _lost(loss, outputs, inputs)
-    gradients: tuple[Tensor | None, ...] = (None,) * len(calls)
-    if scalar is not None and scalar.requires_grad:
-        gradients = torch.autograd.grad(scalar, [moved for _, moved in calls], allow_unused=True)
+        answered = True
+        gradients: tuple[Tensor | None, ...] = (None,) * len(calls)
+        if calls and scalar is not None and scalar.requires_grad:
+            gradients = _gradients(scalar, [by for _, by in calls])
     for (name, _), gradient in zip(calls, gradients, strict=True):
         if gradient is not None:
             told = sums[name]  # of all calls: what each moves adds up
             products = told.count * _products(responses(model.get_submodule(name), gradient))
             sums[name] = replace(told, response=told.response + products)
     return sums
+
+
+def _moved(output: Tensor) -> tuple[Tensor, Tensor]:
+    """The output with zeros added, which have a gradient whether or not parameters have, and these."""
+    by = torch.zeros_like(output, requires_grad=True)
+    return output + by, by
+
+
+def _gradients(scalar: Tensor, by: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(scalar, by, allow_unused=True)
+    except RuntimeError as error:  # torch.utils.checkpoint with use_reentrant=True is one that gives none
+        raise TenfoldError(f"no gradients can be computed through the model: {first_line(error)}") from error
 
 
 def _products(q_gop: Tensor) -> Tensor:
