@@ -99,7 +99,9 @@ def test_a_weight_or_bias_is_not_assigned(name, value):
 def test_every_form_serves_a_convolution(method, form):
     case = Case("conv2d", method)
     for new in case.new(case.ranks()[0]):
-        torch.testing.assert_close(in_form(copy.deepcopy(new), form)(case.input), new(case.input))
+        other = in_form(copy.deepcopy(new), form)
+        torch.testing.assert_close(other(case.input), new(case.input))
+        torch.testing.assert_close(other(case.input[0]), new(case.input)[0])  # without a batch
 
 
 # torch.jit.script knows nothing of loops over the cores of a reshaped train.

@@ -22,7 +22,7 @@ class Gauged(nn.Module):
     def __init__(self, last: Any) -> None:
         super().__init__()
         width, outputs = channels(last)
-        self.groups, self.axis = groups(last), 1 if kernel_size(last) else -1
+        self.groups, self.axis = groups(last), -1 - len(kernel_size(last))
         self.rest = factor(last, width, outputs - width).to(last.weight.device)
         self.register_buffer("order", torch.empty(outputs, dtype=torch.int64, device=last.weight.device))
         self.bias, self.bias_shape = last.bias, [-1] + [1] * len(kernel_size(last))

@@ -227,7 +227,9 @@ class Train(nn.Module):
     def _convolution(self, x: Tensor) -> Tensor:
         if self.form == "kernel":
             return self.kernel._conv_forward(x, self.kernels().flatten(0, 1), self.bias)
-        space = x.dim() - 2
+        space = len(self.kernel.kernel_size)
+        if x.dim() == space + 1:  # without a batch
+            return self._convolution(x[None])[0]
         parted = x.unflatten(1, (self.groups, -1))
         padded = F.pad(parted, (*[0] * (2 * space), 0, prod(self.modes[0]) - parted.shape[2]))
         seen = self.kernel(padded.transpose(1, 2).flatten(0, 1))  # every input channel by the same r_0 filters
