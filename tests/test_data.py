@@ -620,3 +620,42 @@ def test_checkpointed_layers_tell_what_others_do():
     assert tenfold.compress(model, Budget(params=0.7), example=x, calibration=[x]).report.drift.relative < 0.5
     with pytest.raises(TenfoldError, match=r"no gradients can be computed .* use_reentrant=False"):
         tenfold.calibrate(Checkpointed(reentrant=True), [x])
+
+
+class Stubborn(nn.Sequential):
+    """A state dict that leaves out and renames, holds what is no tensor, and buffers that take no values."""
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.register_buffer("scale", torch.ones(1).expand(8))
+        self.register_state_dict_post_hook(Stubborn.renamed)
+
+    @staticmethod
+    def renamed(module, state, prefix, metadata):
+        for name in list(state):
+            if name.endswith("weight"):
+                state[f"{prefix}net.{name}"] = state.pop(name)
+            elif name.endswith("bias"):
+                del state[name]
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+    def get_extra_state(self):
+        return {"version": 2}
+
+
+@pytest.mark.parametrize("how", ["refit", "blocks"])
+def test_recovery_does_without_state_dicts(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(_blocks, "_STEPS", 60)
+    layers, x = (nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)), images(64, 16)
+    models = randomised(Stubborn(*layers)), nn.Sequential(*layers)
+    smalls = [tenfold.apply(model, tenfold.plan(model, Ranks(share=0.5), example=x)) for model in models]
+    wanted = tenfold.recover(smalls[1], models[1], [x], how=how)
+    with tenfold.resumable(tmp_path):
+        made, again = (tenfold.recover(smalls[0], models[0], [x], how=how) for _ in range(2))
+        layers[0].bias.data.add_(1.0)
+        other = tenfold.recover(smalls[0], models[0], [x], how=how)
+    assert torch.equal(made(x), wanted(x))
+    assert torch.equal(again(x), wanted(x))
+    assert not torch.equal(other(x), wanted(x))

@@ -13,7 +13,7 @@ from tenfold._errors import TenfoldError
 from tenfold._pair import changed, parted
 from tenfold._progress import track
 from tenfold._refit import refitted
-from tenfold._resume import kept
+from tenfold._resume import kept, tensors_by_name
 from tenfold._run import copied, forward, undisturbed, unwrapped
 
 HOW = ("refit", "blocks")
@@ -57,9 +57,13 @@ def recover(
     new = copied(small)
 
     def recovered() -> dict[str, Tensor]:
-        return ways[how](small, dense, *parted(inputs), seed).state_dict()
+        return tensors_by_name(ways[how](small, dense, *parted(inputs), seed))
 
-    new.load_state_dict(kept("recovered", lambda: (how, small, dense, inputs, seed), recovered))
+    found = kept("recovered", lambda: (how, small, dense, inputs, seed), recovered)
+    with torch.no_grad():
+        for name, tensor in tensors_by_name(new).items():
+            if not torch.equal(tensor, found[name]):  # expanded buffers, which nothing changes, take no values
+                tensor.copy_(found[name])
     return new
 
 

@@ -83,6 +83,11 @@ def kept(what: str, made_from: Callable[[], Any], make: Callable[[], Mapping[str
     return made
 
 
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, whatever a state dict leaves out, renames or adds."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file in one step. Tensors that share memory, which a file does not take, are cloned."""
     own = torch.contiguous_format
@@ -155,7 +160,7 @@ def _feed(found: Any, value: Any) -> None:
         found.update(f"{value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, nn.Module):
-        _feed(found, (repr(value), value.state_dict()))
+        _feed(found, (repr(value), {**value.state_dict(), **tensors_by_name(value)}))
     elif isinstance(value, FunctionType):
         _feed(found, (value.__module__, value.__qualname__, _source(value), value.__defaults__, value.__kwdefaults__))
         _feed(found, [cell.cell_contents for cell in value.__closure__ or ()])

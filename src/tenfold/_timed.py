@@ -25,6 +25,7 @@ from tenfold._method import Site
 from tenfold._plan import Plan, Rank, Record, Step
 from tenfold._progress import track
 from tenfold._pruning import Pruning
+from tenfold._resume import tensors_by_name
 from tenfold._run import copied, device_of
 from tenfold._times import Conditions, Piece, Profile, Times, draw
 from tenfold.methods import find
@@ -239,10 +240,10 @@ class Clock:
     def drawn(self, plan: Plan) -> nn.Module:
         """The network of a plan, with values that are drawn where they are not those of the dense one."""
         dense = self.options.model
-        new, known = skeleton(dense, plan), _tensors(dense)
+        new, known = skeleton(dense, plan), tensors_by_name(dense)
         draw(new, torch.Generator(device_of(dense)).manual_seed(0))
         with torch.no_grad():
-            for name, tensor in _tensors(new).items():
+            for name, tensor in tensors_by_name(new).items():
                 if name in known and known[name].shape == tensor.shape:
                     tensor.copy_(known[name])
         return new
@@ -306,11 +307,6 @@ class Clock:
     @property
     def _weights(self) -> list[Tensor]:
         return [parameter for layer in self.options.graph.layers.values() for parameter in layer.module.parameters()]
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, with those that state dicts leave out: positions that are looked up, for instance."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _is_of(step: Step, candidate: Candidate) -> bool:
