@@ -254,6 +254,27 @@ def test_digests_tell_things_apart():
     assert digest(within(1)) != digest(within(2))
 
 
+def test_digests_of_modules_know_their_code_and_settings():
+    class Scales(nn.Linear):
+        gain = 1.0
+
+        def forward(self, x):
+            return self.gain * super().forward(x)
+
+    class Shifts(Scales):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    made = [torch.nn.utils.skip_init(kind, 3, 2) for kind in (Scales, Scales, Shifts)]
+    for each in made:
+        nn.init.ones_(each.weight)
+        nn.init.ones_(each.bias)
+        each.__class__.__qualname__ = "Same"
+    made[1].gain = -3.0
+    assert digest(made[0]) == digest(copy.deepcopy(made[0]).train(not made[0].training))
+    assert len({digest(each) for each in made}) == 3
+
+
 def recursive():
     def depth(module):
         return 1 + max(map(depth, module.children()), default=0)

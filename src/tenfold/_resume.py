@@ -141,7 +141,9 @@ class Each:
 
 
 def digest(*values: Any) -> str:
-    """Tells values from each other: tensors and modules by what they hold, functions by source and what they capture.
+    """Tells values from each other: tensors by what they hold, modules by that and their code and plain attributes.
+
+    Functions are told apart by source and what they capture.
 
     Other objects are told apart as pickle would write them; what cannot be written or holds itself is like nothing.
     """
@@ -160,7 +162,9 @@ def _feed(found: Any, value: Any) -> None:
         found.update(f"{value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, nn.Module):
-        _feed(found, (repr(value), {**value.state_dict(), **tensors_by_name(value)}))
+        _feed(
+            found, (repr(value), {**value.state_dict(), **tensors_by_name(value)}, [*map(_settings, value.modules())])
+        )
     elif isinstance(value, FunctionType):
         _feed(found, (value.__module__, value.__qualname__, _source(value), value.__defaults__, value.__kwdefaults__))
         _feed(found, [cell.cell_contents for cell in value.__closure__ or ()])
@@ -177,8 +181,20 @@ def _feed(found: Any, value: Any) -> None:
     found.update(b")")
 
 
-def _source(function: FunctionType) -> str:
+def _settings(module: nn.Module) -> tuple[dict[str, Any], str]:
+    """What a module's forward may read that is no tensor, and its code, unless it is torch's."""
+    plain = {name: value for name, value in vars(module).items() if _is_plain(value) and name != "training"}
+    return plain, "" if type(module).__module__.startswith("torch.") else _source(type(module))
+
+
+def _is_plain(value: Any) -> bool:
+    return all(isinstance(each, (str, int, float)) for each in (value if isinstance(value, tuple) else [value]))
+
+
+def _source(code: FunctionType | type) -> str:
     try:
-        return inspect.getsource(function)
-    except OSError:
-        return function.__code__.co_code.hex() + repr(function.__code__.co_consts)
+        return inspect.getsource(code)
+    except (OSError, TypeError):
+        own = [code] if isinstance(code, FunctionType) else vars(code).values()
+        functions = [each.__code__ for each in own if isinstance(each, FunctionType)]
+        return "".join(each.co_code.hex() + repr(each.co_consts) for each in functions)
