@@ -90,6 +90,60 @@ def test_an_embedding_that_scales_its_rows_stays_dense():
     assert "max_norm" in left_dense(model, torch.arange(5)[None])["0"]
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.Module.register_full_backward_pre_hook,
+        nn.Module.register_state_dict_pre_hook,
+        nn.Module.register_load_state_dict_post_hook,
+    ],
+)
+def test_hooks_of_all_kinds_keep_a_layer_dense(register):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    register(model[0], lambda *_: None)
+    assert "hooks" in left_dense(model, images(2, 8))["0"]
+
+
+class Gaining(nn.Module):
+    """Reads what it has set on its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.one.gain, self.two.gain = 2.0, nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.two(self.one(x) * self.one.gain) * self.two.gain
+
+
+def test_what_other_code_has_set_on_layers_can_be_read():
+    model, x = Gaining().eval(), images(8, 8)
+    result = tenfold.compress(model, Ranks(share=1.0), example=x)
+    assert result.report.left_dense == {
+        "two": "it holds more than a weight and a bias, which a replacement would lose: gain"
+    }
+    assert result.model.one.gain == 2.0
+    assert torch.allclose(result.model(x), model(x), atol=1e-5)
+
+
+class Inferring(nn.Sequential):
+    @torch.inference_mode()
+    def forward(self, x):
+        return super().forward(x)
+
+
+def test_inference_mode_of_the_model_or_around_it():
+    layers, x = (nn.Linear(16, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8)), images(64, 16)
+    model, setting = randomised(nn.Sequential(*layers)), {"example": x, "calibration": [x]}
+    assert tenfold.compress(Inferring(*layers).eval(), Ranks(share=0.5), **setting, recover="none").plan.steps
+    wanted = tenfold.compress(model, Ranks(share=0.5), **setting)
+    with torch.inference_mode():
+        result = tenfold.compress(model, Ranks(share=0.5), example=x.clone(), calibration=[x.clone()])
+    assert result.plan == wanted.plan
+    assert torch.equal(result.model(x), wanted.model(x))
+    assert not any(parameter.is_inference() for parameter in result.model.parameters())
+
+
 @pytest.mark.parametrize("parametrise", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_parametrised_layers_are_folded_on_the_copy(parametrise):
     model = nn.Sequential(parametrise(nn.Linear(8, 12)), nn.ReLU(), nn.Linear(12, 4)).eval()

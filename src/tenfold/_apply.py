@@ -16,13 +16,14 @@ from tenfold._gauge import in_form
 from tenfold._layers import kind, store_channels_last, stores_channels_last
 from tenfold._method import Method, Site
 from tenfold._plan import Plan, Rank, Step
-from tenfold._run import copied, on_meta, unwrapped
+from tenfold._run import copied, on_meta, trainable, unwrapped
 from tenfold._workers import each
 from tenfold.methods import find
 
 Places = dict[nn.Module, list[tuple[nn.Module, str]]]
 
 
+@trainable()
 def apply(model: nn.Module, plan: Plan, statistics: Statistics | None = None) -> nn.Module:
     """A copy of `model` with every step of `plan` taken, in order, from the model's own weights.
 

@@ -27,7 +27,7 @@ from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
 from tenfold._linalg import gram
 from tenfold._patches import patches, responses
 from tenfold._resume import Each, kept, write_tensors
-from tenfold._run import forward, is_sharded, undisturbed, unwrapped, watched
+from tenfold._run import forward, is_sharded, trainable, undisturbed, unwrapped, watched
 from tenfold._trace import trace
 from tenfold._workers import each
 
@@ -174,7 +174,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = N
         model = unwrapped(model)
 
         def told() -> dict[str, Tensor]:
-            return _calibrated(model, batches, loss, seed)._packed()
+            with trainable():
+                return _calibrated(model, batches, loss, seed)._packed()
 
         statistics = Statistics._unpacked(kept("statistics", lambda: (model, Each(batches), loss, seed), told))
     _warn(statistics.layers)

@@ -25,7 +25,7 @@ from tenfold._layers import LAYERS, full_name, kind
 from tenfold._method import Curve, Method, Site
 from tenfold._plan import Fingerprint, Plan, Step
 from tenfold._pruning import Pruning
-from tenfold._run import copied, unwrapped
+from tenfold._run import copied, trainable, unwrapped
 from tenfold._times import Profile
 from tenfold._trace import Call, Graph, trace
 from tenfold._workers import each
@@ -105,6 +105,7 @@ class Options:
     slow: dict[str, str] = field(default_factory=dict)  # layers that nothing measurably faster may replace, and why
     _rests: dict[tuple[Step, ...], "Options"] = field(default_factory=dict)
 
+    @trainable()
     def plan(self, target: Target, *, evaluate: Evaluate | None = None) -> Plan:
         """Choose the ranks. `evaluate` is needed where the target has a `max_drop`.
 

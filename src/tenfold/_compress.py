@@ -21,6 +21,7 @@ from tenfold._plan import Plan
 from tenfold._predicted import predicted
 from tenfold._recover import HOW, recover
 from tenfold._resume import remembered, write_text
+from tenfold._run import trainable
 from tenfold._store import REPORT, save
 from tenfold._stream import apply_to, with_weights
 from tenfold._timed import Clock
@@ -44,6 +45,7 @@ class Result:
         save(folder, self.model, self.plan, self.report)
 
 
+@trainable()
 def compress(
     model: nn.Module,
     target: Target,

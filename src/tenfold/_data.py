@@ -20,8 +20,14 @@ class Inputs(NamedTuple):
     target: Any = None
 
     def on(self, device: torch.device) -> "Inputs":
-        """The same arguments with every tensor on `device`."""
-        return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self)
+        """The same arguments with every tensor on `device`, and of the kind that layers with gradients can take."""
+
+        def moved(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return (leaf.clone() if leaf.is_inference() else leaf).to(device)
+
+        return pytree.tree_map(moved, self)
 
     def describe(self) -> str:
         """The shapes, for messages: `1x3x32x32 float32`."""

@@ -12,18 +12,13 @@ from tenfold._errors import TenfoldError
 from tenfold._layers import groups, kernels, to_stored
 from tenfold._rebuilt import Rebuilt
 
-_READ_BY_OTHERS = (
-    "in_features", "out_features", "nx", "nf", "num_embeddings", "embedding_dim", "padding_idx",
-    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
-    "transposed", "output_padding",
-)  # fmt: skip
-
 
 class Factored(nn.Sequential):
     """The factor layers of one dense layer, and what other code reads from that layer.
 
-    `in_features`, `out_channels`, `stride`, ... are the dense layer's; `weight` is rebuilt from the factors each
-    time something computes with it (so it can be read, not written), and `bias` is the last factor's.
+    `in_features`, `out_channels`, `stride`, ..., and what other code has set are the dense layer's; `weight` is rebuilt
+    from the factors each time something computes with it (so it can be read, not written), and `bias` is the last
+    factor's.
     """
 
     __jit_unused_properties__ = ("weight", "bias")  # what torch.jit.script leaves out
@@ -38,9 +33,9 @@ class Factored(nn.Sequential):
         """Chain `factors` in the place of `dense`."""
         new = cls(*factors)
         new.replaces, new.weight_shape = type(dense), dense.weight.shape
-        for name in _READ_BY_OTHERS:
-            if hasattr(dense, name):
-                setattr(new, name, getattr(dense, name))
+        for name, value in vars(dense).items():
+            if name not in vars(new):
+                setattr(new, name, value)
         return new.train(dense.training)
 
     @property

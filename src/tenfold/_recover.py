@@ -14,11 +14,12 @@ from tenfold._pair import changed, parted
 from tenfold._progress import track
 from tenfold._refit import refitted
 from tenfold._resume import kept, tensors_by_name
-from tenfold._run import copied, forward, undisturbed, unwrapped
+from tenfold._run import copied, forward, trainable, undisturbed, unwrapped
 
 HOW = ("refit", "blocks")
 
 
+@trainable()
 def recover(
     small: nn.Module,
     dense: nn.Module,

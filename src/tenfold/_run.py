@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs
@@ -57,6 +57,10 @@ def _fold(module: nn.Module) -> None:
         values = {name: getattr(module.eval(), name).clone() for name in module.parametrizations}  # type: ignore[union-attr]
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
+    hooks = module._load_state_dict_pre_hooks  # weight_norm leaves one that reads the parameters of its former way
+    for key, hook in list(hooks.items()):
+        if getattr(hook, "hook", hook).__module__ == parametrizations.__name__:
+            del hooks[key]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value))
     module.train(training)
@@ -86,6 +90,14 @@ def without_values(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
+def trainable() -> Iterator[None]:
+    """What is made inside can be trained, also where the caller is in inference mode; else gradients are as before."""
+    needed = torch.is_grad_enabled()
+    with torch.inference_mode(mode=False), torch.set_grad_enabled(needed):
+        yield
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients inside; modes, buffers and random state are put back after."""
     modes = {module: module.training for module in model.modules()}
@@ -97,7 +109,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with torch.random.fork_rng(devices), trainable(), torch.no_grad():
             _into_eval_mode(model)
             yield
     finally:

@@ -91,8 +91,10 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
             return "the model is this layer alone, and stays what it is; put it into a torch.nn.Sequential"
         if module in replaced:
             return "its forward was replaced on the instance"
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks")):
             return "it has hooks, which a replacement would lose"
+        if issubclass(kind(module), LAYERS) and (more := _beside_weight_and_bias(module)):
+            return f"it holds more than a weight and a bias, which a replacement would lose: {more[0]}"
         if module in watch.outside:
             return "its weight is read by other code than its own forward"
         if not calls:
@@ -113,6 +115,11 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
             for name, module in modules.items()
         }
     )
+
+
+def _beside_weight_and_bias(module: nn.Module) -> list[str]:
+    held = [*module._parameters, *module._buffers, *module._modules]
+    return [name for name in held if name not in ("weight", "bias")]
 
 
 def _call(module: nn.Module, given: Tensor) -> Call:
@@ -172,7 +179,9 @@ class _Watch(TorchDispatchMode):
                 output = run(*args, **kwargs)
             finally:
                 self.running.pop()
-            if isinstance(output, Tensor) and output.dim() == 2 + len(kernel_size(module)):  # channels come second
+            # Whether anything changes a tensor is not counted in inference mode; channels come second.
+            countable = isinstance(output, Tensor) and not output.is_inference()
+            if countable and output.dim() == 2 + len(kernel_size(module)):
                 self.made[id(output)] = ref(output), output._version, module
             return output
 
