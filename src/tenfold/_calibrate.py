@@ -109,7 +109,10 @@ _SUMS = tuple(field.name for field in fields(LayerStatistics) if field.name != "
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What calibration told about each layer, by name. `a + b` is what both sets of batches told together."""
+    """What calibration told about each layer, by name.
+
+    `a + b` is what both sets of batches told together; a `TenfoldError` if they are of different layers.
+    """
 
     layers: Mapping[str, LayerStatistics]
 

@@ -193,9 +193,13 @@ class Options:
             self._prices[key] = candidate.priced(self.graph.calls_of(candidate.site.layers), ranks)
         return self._prices[key] - self.dense_cost(candidate)
 
-    def _costs_of(self, step: Step) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def candidate(self, step: Step) -> Candidate:
+        """What a step replaces, and by what."""
         site = Site(step.layers, tuple(self.graph.layers[name].module for name in step.layers))
-        candidate = Candidate(site, find(step.method), step.form)
+        return Candidate(site, find(step.method), step.form)
+
+    def _costs_of(self, step: Step) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        candidate = self.candidate(step)
         dense = self.dense_cost(candidate)
         return dense, dense + self.change(candidate, np.array([step.rank]))[0]
 

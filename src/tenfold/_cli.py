@@ -29,7 +29,7 @@ from tenfold._demo import run_demo
 from tenfold._engines import check_engine
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._export import export
-from tenfold._given import METHODS, batches_for, device_named, lies_in_shards, methods_named, network, shaped
+from tenfold._given import METHODS, USUAL, batches_for, device_named, lies_in_shards, methods_named, network, shaped
 from tenfold._kit import write_kit
 from tenfold._plan import Plan
 from tenfold._progress import listening
@@ -114,7 +114,6 @@ Saved = Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", me
 Dense = Annotated[str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
-_USUAL = ",".join(name for name in METHODS if name not in ("filters", "joint"))
 _MEAN, _STD = (",".join(map(str, values)) for values in IMAGENET)
 
 
@@ -174,7 +173,7 @@ def inspect(
     weights: Weights = None,
     input: Input = None,
     example: Example = None,
-    methods: Methods = _USUAL,
+    methods: Methods = USUAL,
     freeze: Freeze = None,
     as_json: Json = False,
 ) -> None:
@@ -207,7 +206,7 @@ def plan(
     energy: Kept = None,
     max_drop: MaxDrop = None,
     evaluate: Evaluate = None,
-    methods: Methods = _USUAL,
+    methods: Methods = USUAL,
     freeze: Freeze = None,
     guard: Guard = False,
     engine: InEngine = "eager",
@@ -262,7 +261,7 @@ def compress(
     energy: Kept = None,
     max_drop: MaxDrop = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Carry out this plan.", metavar="FILE")] = None,
-    methods: Methods = _USUAL,
+    methods: Methods = USUAL,
     freeze: Freeze = None,
     guard: Guard = False,
     engine: InEngine = "eager",
@@ -325,7 +324,7 @@ def profile(
     weights: Weights = None,
     input: Input = None,
     example: Example = None,
-    methods: Methods = _USUAL,
+    methods: Methods = USUAL,
     freeze: Freeze = None,
     engine: Annotated[str, typer.Option(help="What runs there: onnxruntime or eager.", metavar="NAME")] = "onnxruntime",
 ) -> None:

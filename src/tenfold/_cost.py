@@ -24,7 +24,7 @@ from tenfold._trace import Call
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 LIMITED = ("params", "macs", "bytes")  # the entries of a layer's cost, in this order
-PARAMS = LIMITED.index("params")
+PARAMS, MACS = LIMITED.index("params"), LIMITED.index("macs")
 
 
 class Cost(Record):

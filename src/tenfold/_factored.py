@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tenfold._errors import TenfoldError
 from tenfold._layers import groups, kernels, to_stored
 from tenfold._rebuilt import Rebuilt
+from tenfold._run import without_values
 
 
 class Factored(nn.Sequential):
@@ -122,12 +123,7 @@ def materialise(model: nn.Module, device: torch.device) -> None:
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    tensors[name] = new.setdefault(id(tensor), _materialised(tensor, device))
-
-
-def _materialised(tensor: Tensor, device: torch.device) -> Tensor:
-    empty = torch.empty_like(tensor, device=device)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+                    tensors[name] = new.setdefault(id(tensor), without_values(tensor, device))
 
 
 def _chained(factors: nn.Sequential, groups: int) -> Tensor:

@@ -17,17 +17,19 @@ from tenfold._plan import Record
 from tenfold._sources import build_model
 from tenfold._store import read_weights, tensors_of
 from tenfold._stream import with_weights
-from tenfold.methods import CP, SVD, FilterPruning, JointSVD, SpatialSVD, TensorTrain, Tucker
+from tenfold.methods import DEFAULT, FilterPruning, JointSVD
 
+_ALL: tuple[Method | FilterPruning, ...] = (
+    *DEFAULT,
+    FilterPruning(),
+    JointSVD("right"),
+    JointSVD("left"),
+    JointSVD("both"),
+)
 METHODS: dict[str, tuple[Method | FilterPruning, ...]] = {
-    "svd": (SVD("output"), SVD("input")),
-    "spatial": (SpatialSVD(),),
-    "tucker": (Tucker(),),
-    "cp": (CP(3), CP(4)),
-    "tt": (TensorTrain(),),
-    "filters": (FilterPruning(),),
-    "joint": (JointSVD("right"), JointSVD("left"), JointSVD("both")),
+    name: tuple(method for method in _ALL if method.name == name) for name in dict.fromkeys(each.name for each in _ALL)
 }
+USUAL = ",".join(dict.fromkeys(method.name for method in DEFAULT))
 
 
 class FromFile(Record):

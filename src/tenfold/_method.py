@@ -106,6 +106,11 @@ class Method(ABC):
 def matrix_curve(matrix_gmn: Tensor) -> Curve:
     """The curve of the best low-rank fit of a matrix (a group): at every rank, the energy that it discards."""
     errors = discarded(spectrum(matrix_gmn)).sum(0)[1:].cpu().numpy()
+    return curve_at_every_rank(errors)
+
+
+def curve_at_every_rank(errors: NDArray[np.float64]) -> Curve:
+    """The curve of a method of one rank, with the error of a site of one layer at ranks 1, 2, ..."""
     return Curve(np.arange(1, len(errors) + 1)[:, None], errors[:, None])
 
 

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from tenfold._budget import Budget
 from tenfold._candidates import Ladder, Options
 from tenfold._choice import Offer, Pool, pooled
-from tenfold._cost import LIMITED, PARAMS
+from tenfold._cost import MACS, PARAMS
 from tenfold._plan import Plan, Record, Step
 
-MACS = LIMITED.index("macs")
 _SHARES = tuple(percent / 100 for percent in range(5, 100, 5))  # of the parameters
 _SPECTRA, _POINTS = 100, 32  # at most so many layers, and ranks of each
 _WEIGHED = Budget(params=1.0)  # how errors of layers are added up, whatever the limits

@@ -1,7 +1,7 @@
 """Recovering accuracy after replacement, without labels."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ def recover(
     dense: nn.Module,
     batches: Iterable[Any],
     *,
-    how: Literal["refit", "blocks"] | str = "blocks",
+    how: str = "blocks",
     seed: int = 0,
 ) -> nn.Module:
     """A copy of a compressed network whose outputs are nearer to those of the dense one, without labels.
@@ -45,7 +45,7 @@ def recover(
         seed: draws the order of the examples.
 
     Raises:
-        TenfoldError: if there are no batches, or a model fails on one.
+        TenfoldError: if there are no batches, a model fails on one, or there is no such way.
     """
     if how not in HOW:
         raise TenfoldError(f"recover has no way {how!r}; use {' or '.join(map(repr, HOW))}.")

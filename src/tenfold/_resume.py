@@ -32,6 +32,9 @@ def resumable(folder: str | Path) -> Iterator[None]:
     of all that it was made from: other weights, data, settings, code of `evaluate` or versions make it anew, and so
     does calibration data in another order. What `evaluate` reads from elsewhere cannot be seen: name another folder
     where that has changed. Files are safetensors, written in one step; the folder may be deleted at any time.
+
+    Raises:
+        TenfoldError: if `folder` is a file.
     """
     path = Path(folder)
     refuse_file(path)

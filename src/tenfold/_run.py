@@ -83,9 +83,9 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copied(model, {key: without_values(tensor) for key, tensor in held.items()})
 
 
-def without_values(tensor: torch.Tensor) -> torch.Tensor:
-    """The same on the meta device."""
-    empty = torch.empty_like(tensor, device="meta")
+def without_values(tensor: torch.Tensor, device: torch.device | str = "meta") -> torch.Tensor:
+    """One of the same shape and kind, on a device."""
+    empty = torch.empty_like(tensor, device=device)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 

@@ -16,21 +16,18 @@ from torch import Tensor, nn
 from tenfold._apply import skeleton
 from tenfold._candidate import Candidate
 from tenfold._candidates import Ladder, Options
-from tenfold._cost import LIMITED, PARAMS
+from tenfold._cost import MACS, PARAMS
 from tenfold._data import example_inputs
 from tenfold._engines import runner
 from tenfold._errors import TenfoldError
 from tenfold._layers import channels, groups, is_pointwise, stores_channels_last
-from tenfold._method import Site
 from tenfold._plan import Plan, Rank, Record, Step
 from tenfold._progress import track
 from tenfold._pruning import Pruning
 from tenfold._resume import tensors_by_name
 from tenfold._run import copied, device_of
 from tenfold._times import Conditions, Piece, Profile, Times, draw
-from tenfold.methods import find
 
-MACS = LIMITED.index("macs")
 FASTER = 0.97  # of the time: what counts as faster
 _POINTS = 6  # ranks of a ladder that are measured at first
 _SLOW = "no option is measurably faster than it is"
@@ -174,7 +171,9 @@ class Clock:
         """By how much a step is faster than its dense layers."""
         if not self.is_here:
             return self._interpolated_saving(step)
-        before, (after,) = self.times.of(self._dense(step.layers), [self._piece(self._candidate(step), step.rank)])
+        before, (after,) = self.times.of(
+            self._dense(step.layers), [self._piece(self.options.candidate(step), step.rank)]
+        )
         return before - after
 
     def _interpolated_saving(self, step: Step) -> float:
@@ -195,7 +194,7 @@ class Clock:
             return False
         new = [step for step in steps if step not in self._sure]
         for step in new:
-            self.times.surely(self._dense(step.layers), self._piece(self._candidate(step), step.rank))
+            self.times.surely(self._dense(step.layers), self._piece(self.options.candidate(step), step.rank))
             self._asked.extend(step.model_copy(update={"rank": rank}) for rank in (step.rank, *_liked(step.rank)))
         self._sure.extend(new)
         return bool(new)
@@ -279,10 +278,6 @@ class Clock:
         taken = {int(np.abs(size - wanted).argmin()) for wanted in spread}
         taken |= {number for number, rank in enumerate(ladder.ranks.tolist()) if tuple(rank) in exact}
         return sorted(taken, key=lambda number: (size[number], number))
-
-    def _candidate(self, step: Step) -> Candidate:
-        modules = tuple(self.options.graph.layers[name].module for name in step.layers)
-        return Candidate(Site(step.layers, modules), find(step.method), step.form)
 
     def _piece(self, candidate: Candidate, rank: Rank | NDArray[np.int64]) -> Piece:
         return self._of(candidate.skeleton(rank), candidate.site.layers)

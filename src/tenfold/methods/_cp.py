@@ -17,7 +17,7 @@ from tenfold._cp import alternating, cancellation, corrected, rebuilt, sliced, s
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._layers import LAYERS, channels, factor, groups, has_bias, kernel_size, kernels, write, write_bias
-from tenfold._method import Curve, Method, Site
+from tenfold._method import Curve, Method, Site, curve_at_every_rank
 from tenfold._metric import Metric
 from tenfold._plan import Rank
 
@@ -74,11 +74,11 @@ class CP(Method):
             errors[low - 1 : high - 1] = np.minimum(errors[low - 1 : high - 1], further)
         # Alternating steps at a higher rank may get stuck above those at a lower one.
         errors = _SLACK * np.maximum.accumulate(errors[::-1])[::-1]
-        return Curve(np.arange(1, len(errors) + 1)[:, None], errors[:, None])
+        return curve_at_every_rank(errors)
 
     def outline(self, site: Site) -> Curve:
         errors = sliced_errors(self._weight(site)).sum(0)[1:].cpu().numpy()
-        return Curve(np.arange(1, len(errors) + 1)[:, None], errors[:, None])
+        return curve_at_every_rank(errors)
 
     def draft(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:  # noqa: ARG002
         weight = self._weight(site)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from tenfold._layers import (
     write_bias,
 )
 from tenfold._linalg import discarded, truncated
-from tenfold._method import Curve, Method, Site, matrix_curve
+from tenfold._method import Curve, Method, Site, curve_at_every_rank, matrix_curve
 from tenfold._metric import Metric
 from tenfold._plan import Rank
 
@@ -76,7 +75,7 @@ class SVD(Method):
             return None
         (full,) = self.full_rank(site)
         errors = discarded(self._whitened(site, metrics[0])[0]).sum(0)[1 : full + 1].cpu().numpy()
-        return Curve(np.arange(1, full + 1)[:, None], errors[:, None])
+        return curve_at_every_rank(errors)
 
     def fill_in(self, site: Site, rank: Rank, new: tuple[Factored, ...], metrics: Sequence[Metric]) -> None:
         """`W ~ (C^-1/2 P)(P^T C^1/2 W)`, P the leading eigenvectors of C^1/2 W S W^T C^1/2: S is never inverted."""

@@ -20,6 +20,9 @@ class ADMM(Hooks):
 
     The loss gets `strength / 2 sum |W - Z + U|^2`; after every epoch, Z becomes what the plan's method makes of W + U
     at its rank, and U grows by W - Z. Train the dense network so, then `apply` the plan to it and fine-tune.
+
+    Raises:
+        TenfoldError: if the plan has no steps, or the strength is not above 0.
     """
 
     def __init__(self, dense: nn.Module, plan: Plan, *, strength: float) -> None:

@@ -20,6 +20,9 @@ class HoyerPull(Hooks):
     With the polar factor P of W, `|s|_1 = <W, P>` and the gradient is `2 (|s|_1 / f) (P / f - |s|_1 W / f^3)`, f being
     the Frobenius norm. P comes from Newton-Schulz steps `X <- (3 X - X X^T X) / 2`, products only. Linear layers and
     convolutions without groups take part.
+
+    Raises:
+        TenfoldError: if the strength is not above 0.
     """
 
     def __init__(self, strength: float) -> None:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from tenfold._given import FromFile, Trained
+from tenfold._given import USUAL, FromFile, Trained
 from tenfold.train._augment import Augment
 from tenfold.train._progressive import Round
 
@@ -11,7 +11,7 @@ class Setting(Trained, FromFile):
     """What `tenfold train` reads; its data are labelled: of `module:callable`, a map-style data set."""
 
     calibration: int = Field(1024, gt=0)  # examples of the data
-    methods: str = "svd,spatial,tucker,cp,tt"
+    methods: str = USUAL
     augment: Augment | None = None
     evaluate: str | None = None
     rounds: tuple[Round, ...] = Field(min_length=1)

@@ -34,6 +34,9 @@ class SoftFilterPruning(Hooks):
     A zeroed filter competes again as it is by then, or as it was when it was zeroed, whichever has the larger norm:
     behind a norm whose shift is not above 0, a ReLU would let no gradient through to bring it back. At the end, the
     norms of what is zeroed are zeroed too, so that removing it changes nothing.
+
+    Raises:
+        TenfoldError: if there is no such schedule, or the plan is of another network or does more than remove filters.
     """
 
     def __init__(

@@ -39,6 +39,9 @@ class SVDTraining(Hooks):
 
     Linear layers and convolutions without groups take part; form "spatial" needs kernels of two axes, and all other
     layers take the form "channel".
+
+    Raises:
+        TenfoldError: if there is no such form or regulariser, or a strength is below 0.
     """
 
     def __init__(
