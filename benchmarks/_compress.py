@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import tenfold
 from benchmarks import _rows
 from benchmarks._images import drawn_images
+from tenfold._cost import LIMITED
 from tenfold.methods import Method
 
 IMAGES, BATCH = 1024, 128  # of training data without labels, for calibration
@@ -27,6 +28,18 @@ def bisected(fits: Callable[[float], bool], low: float, steps: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def largest(
+    found: tenfold.Options, rule: Callable[[float], tenfold.Target], column: str, most: float, low: float, steps: int
+) -> tenfold.Plan:
+    """The plan by the largest number for a rule, from `low` to 1, whose network has at most so many of one cost."""
+
+    def plan(number: float) -> tenfold.Plan:
+        return found.plan(rule(number))
+
+    place = LIMITED.index(column)
+    return plan(bisected(lambda number: found.predicted(plan(number).steps)[place] <= most, low, steps))
 
 
 def planned(

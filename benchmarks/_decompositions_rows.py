@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from benchmarks._fits import FORMS, LONG, Fitter, Rank, Shape, Tenfold, TenfoldUntil, Tensorly
-from benchmarks._rows import replace_text
+from benchmarks._rows import Record, replace_text
 
 NAME = "decompositions"
 DATA, SPLIT = "cifar10-jpeg", "test"
@@ -67,10 +67,8 @@ SETTINGS = {
 }
 
 
-class Row(BaseModel):
+class Row(Record):
     """What rows of layers and of networks have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     form: str
     share: float  # of the parameters, that may be left

@@ -16,10 +16,14 @@ RESULTS, RUNS, DOCS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "ru
 R = TypeVar("R", bound=BaseModel)  # has `command` and `line()`
 
 
-class Row(BaseModel):
-    """One network, compressed in one way. The command makes exactly this row, so it is also the row's identity."""
+class Record(BaseModel):
+    """Plain data that does not change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Row(Record):
+    """One network, compressed in one way. The command makes exactly this row, so it is also the row's identity."""
 
     net: str
     data: str

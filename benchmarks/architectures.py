@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -106,10 +105,8 @@ class Job:
         return f"python -m benchmarks.{NAME} {asked}" + " --small" * self.small
 
 
-class Row(BaseModel):
+class Row(_rows.Record):
     """What became of one network. The command makes exactly this row, so it is also the row's identity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     library: str
     name: str

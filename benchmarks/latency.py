@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 import tenfold
 from benchmarks import _rows
-from benchmarks._compress import bisected
+from benchmarks._compress import largest
 from benchmarks._zoo import randomised
 from tenfold._engines import Engine
 from tenfold._timed import Clock
@@ -65,10 +64,8 @@ class Job:
         return f"python -m benchmarks.latency {asked} --batch {self.batch} --threads {self.threads}{where}"
 
 
-class Row(BaseModel):
+class Row(_rows.Record):
     """A network, planned in one way, beside the dense one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     net: str
     target: str
@@ -150,14 +147,7 @@ def planned(job: Job, found: tenfold.Options) -> tenfold.Plan:
 def uniform(found: tenfold.Options, share: float) -> tenfold.Plan:
     """Tucker at the largest share of every layer's rank that keeps the multiply-adds, as people usually do."""
     tucker = tenfold.options(found.model, example=found.example, methods=[Tucker()], engine=found.engine)
-
-    def plan(rank: float) -> tenfold.Plan:
-        return tucker.plan(tenfold.Ranks(share=rank))
-
-    def fits(rank: float) -> bool:
-        return tucker.predicted(plan(rank).steps)[1] <= share * found.dense.macs
-
-    return plan(bisected(fits, 0.0, 10))
+    return largest(tucker, lambda rank: tenfold.Ranks(share=rank), "macs", share * found.dense.macs, 0.0, 10)
 
 
 @cache

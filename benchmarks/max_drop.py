@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 import tenfold
@@ -27,10 +26,8 @@ CALIBRATION, JUDGED, BATCH = 1024, 10_000, 128  # training images, all different
 ALLOWED = (0.5, 1.0, 2.0)  # points
 
 
-class Row(BaseModel):
+class Row(_rows.Record):
     """One search. The command makes exactly this row, so it is also the row's identity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     net: str
     allowed: float  # points that the accuracy may fall by, like all accuracies below in percent

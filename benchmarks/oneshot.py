@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 import tenfold
 from benchmarks import _rows
 from benchmarks._compress import IMAGES as CALIBRATION_IMAGES
-from benchmarks._compress import bisected, calibration
+from benchmarks._compress import calibration, largest
 from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import Images, drawn_images, first_images
 from benchmarks._nets import trained
@@ -98,15 +98,8 @@ def run(job: Job) -> _rows.Row:
 
 
 def within(found: tenfold.Options, params: float, rule: Callable[[float], tenfold.Target]) -> tenfold.Plan:
-    """The largest number for a rule that meets the budget, by bisection, so that rules without one compare."""
-
-    def plan(number: float) -> tenfold.Plan:
-        return found.plan(rule(number))
-
-    def fits(number: float) -> bool:
-        return found.predicted(plan(number).steps)[0] <= params * found.dense.params
-
-    return plan(bisected(fits, 1e-6, 12))
+    """The largest number for a rule that meets the budget, so that rules without one compare."""
+    return largest(found, rule, "params", params * found.dense.params, 1e-6, 12)
 
 
 def greedy(found: tenfold.Options, params: float) -> tenfold.Plan:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 import tenfold
 from benchmarks import _rows, _transformer
@@ -55,17 +54,15 @@ class Job:
         return f'python -m benchmarks.scale --what {self.what} --setting "{self.setting}" --threads {self.threads}'
 
 
-class Row(BaseModel):
+class Row(_rows.Record):
     """What one process took."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     what: str
     setting: str
     threads: int
     seconds: dict[str, float]
     peak: dict[str, int] | None = None  # bytes at most: its own and shared ones, and all with pages of files
-    bytes: list[int] = []  # of the weights, before and after
+    bytes: tuple[int, ...] = ()  # of the weights, before and after
     steps: int | None = None
     digest: str | None = None  # of the plan and all weights
     device: str

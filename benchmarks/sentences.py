@@ -16,12 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 import tenfold
 from benchmarks import _rows
-from benchmarks._compress import bisected
+from benchmarks._compress import largest
 from benchmarks._score import paired_interval, percent
 from tenfold._given import network
 from tenfold.methods import SVD
@@ -39,10 +38,8 @@ WAYS = {
 Batch = dict[str, Tensor]
 
 
-class Row(BaseModel):
+class Row(_rows.Record):
     """One network. The command makes exactly this row, so it is also the row's identity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     way: str
     asked: float  # share of the parameters
@@ -104,12 +101,8 @@ def smaller(way: str, share: float, dense: nn.Module, calibration: Sequence[Batc
     if way == "plain":
         options = tenfold.options(dense, example=example, methods=[SVD()])
         most = share * options.dense.params
-
-        def at(ranks: float) -> tenfold.Plan:
-            return options.plan(tenfold.Ranks(share=ranks))
-
-        found = bisected(lambda ranks: options.predicted(at(ranks).steps)[0] <= most, 1e-3, 12)
-        return tenfold.apply(dense, at(found))
+        plan = largest(options, lambda ranks: tenfold.Ranks(share=ranks), "params", most, 1e-3, 12)
+        return tenfold.apply(dense, plan)
     told = None if way == "weights" else tenfold.calibrate(dense, calibration)
     options = tenfold.options(dense, example=example, statistics=told)
     small = tenfold.apply(dense, options.plan(tenfold.Budget(params=share)), told)

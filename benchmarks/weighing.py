@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -72,10 +71,8 @@ class Weighed(tenfold.Target):
         return chosen(Offer.of(options), {"params": int(self.share * options.dense.params)}, price).steps
 
 
-class Row(BaseModel):
+class Row(_rows.Record):
     """One choice. The command makes exactly this row, so it is also the row's identity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     net: str
     methods: str

@@ -3,16 +3,10 @@
 import shlex
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from benchmarks._rows import Record
 
 SPLITS = {"cifar10-jpeg": "test", "tiny-imagenet-50": "validation"}
 USUAL = {"resnet20": "cifar10-jpeg", "resnet56": "cifar10-jpeg", "resnet18": "tiny-imagenet-50"}  # without --data
-
-
-class Record(BaseModel):
-    """Plain data that does not change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Found(Record):

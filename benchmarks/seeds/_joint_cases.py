@@ -6,11 +6,11 @@ from functools import cache
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 import tenfold
 from benchmarks._nets import NETS as EVERY
+from benchmarks._rows import Record
 from benchmarks._train import epochs_of, flags
 from tenfold._apply import skeleton
 from tenfold.methods import DEFAULT, JointSVD, Method, SpatialSVD, Tucker
@@ -144,10 +144,8 @@ def parameters(net: str, data: str, method: str, rate: float) -> int:
     return sum(p.numel() for p in skeleton(dense_shape(net, data), rate_plan(net, data, method, rate)).parameters())
 
 
-class Sizes(BaseModel):
+class Sizes(Record):
     """How many times fewer numbers than dense the networks of all schemes have, as the authors count."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     net: str
     data: str

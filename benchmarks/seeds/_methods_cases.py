@@ -5,8 +5,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from benchmarks._rows import Record
 from benchmarks.seeds._methods_images import SPLITS, Counts
 from tenfold.methods import CP, DEFAULT, SVD, Method, TensorTrain, Tucker
 from tenfold.train import Recipe
@@ -105,10 +104,8 @@ class Job:
 CHOICES = tuple(field.name for field in fields(Job) if field.name != "quick")  # what tells one row from another
 
 
-class Row(BaseModel):
+class Row(Record):
     """One network, compressed and trained in one way; or why it could not be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: Part
     method: str

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import tenfold
 from benchmarks import _rows
-from benchmarks._compress import applied, bisected, calibration, planned
+from benchmarks._compress import applied, bisected, calibration, largest, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
 from benchmarks._images import Images, drawn_images, first_images
@@ -167,14 +167,7 @@ def plan(job: Job, runs: Path) -> tenfold.Plan:
 def uniform(dense: nn.Module, example: Tensor, params: float) -> tenfold.Plan:
     """The same share of every group stays: the largest that meets the size."""
     found = tenfold.options(dense, example=example, methods=[FilterPruning()])
-
-    def at(share: float) -> tenfold.Plan:
-        return found.plan(tenfold.Ranks(share=share))
-
-    def fits(share: float) -> bool:
-        return found.predicted(at(share).steps)[0] <= params * found.dense.params
-
-    return at(bisected(fits, 1e-3, 10))
+    return largest(found, lambda share: tenfold.Ranks(share=share), "params", params * found.dense.params, 1e-3, 10)
 
 
 def fitted(job: Job, small: nn.Module, dense: nn.Module, stage: Stage, folder: Path, *hooks: Hooks) -> Finetuned:
