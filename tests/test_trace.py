@@ -93,9 +93,10 @@ def test_an_embedding_that_scales_its_rows_stays_dense():
 @pytest.mark.parametrize(
     "register",
     [
+        nn.Module.register_forward_pre_hook,
+        nn.Module.register_forward_hook,
         nn.Module.register_full_backward_pre_hook,
-        nn.Module.register_state_dict_pre_hook,
-        nn.Module.register_load_state_dict_post_hook,
+        nn.Module.register_full_backward_hook,
     ],
 )
 def test_hooks_of_all_kinds_keep_a_layer_dense(register):

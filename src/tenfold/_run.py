@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs
@@ -57,10 +57,6 @@ def _fold(module: nn.Module) -> None:
         values = {name: getattr(module.eval(), name).clone() for name in module.parametrizations}  # type: ignore[union-attr]
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
-    hooks = module._load_state_dict_pre_hooks  # weight_norm leaves one that reads the parameters of its former way
-    for key, hook in list(hooks.items()):
-        if getattr(hook, "hook", hook).__module__ == parametrizations.__name__:
-            del hooks[key]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value))
     module.train(training)

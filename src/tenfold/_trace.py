@@ -91,7 +91,7 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
             return "the model is this layer alone, and stays what it is; put it into a torch.nn.Sequential"
         if module in replaced:
             return "its forward was replaced on the instance"
-        if any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks")):
+        if any(getattr(module, f"_{when}_hooks") for when in ("forward_pre", "forward", "backward_pre", "backward")):
             return "it has hooks, which a replacement would lose"
         if issubclass(kind(module), LAYERS) and (more := _beside_weight_and_bias(module)):
             return f"it holds more than a weight and a bias, which a replacement would lose: {more[0]}"
