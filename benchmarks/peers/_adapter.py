@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
 import tenfold
+from benchmarks._compress import bisected
 
 Batches = Sequence[tuple[Tensor, Tensor]]  # training images and labels
 Smaller = Callable[[float], nn.Module]  # of a share of the dense network's parameters
@@ -68,11 +69,7 @@ def knob_for(
         low = min((low + (1 - low) * part / _LOOKS for part in range(_LOOKS)), key=params)
     if params(low) > limit:
         raise Unreached(f"the smallest network has {params(low) / counted(dense):.1%} of the parameters")
-    high = 1.0
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        low, high = (middle, high) if params(middle) <= limit else (low, middle)
-    return low
+    return bisected(lambda knob: params(knob) <= limit, low, halvings)
 
 
 def best(settings: Mapping[str, Smaller], dense: nn.Module, share: float, batches: Batches) -> Made:

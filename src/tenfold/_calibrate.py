@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tenfold._data import Inputs, batches_of, tensors
+from tenfold._data import Inputs, as_real, batches_of, tensors
 from tenfold._errors import TenfoldError, TenfoldWarning, first_line
 from tenfold._layers import LAYERS, channels, groups, kernel_size, kind
 from tenfold._linalg import gram
@@ -373,11 +373,9 @@ def _mixture(outputs: Any, generator: torch.Generator) -> Tensor | None:
 
     Outputs that are not finite, such as masks, and those that do not vary, tell nothing.
     """
-    leaves = [leaf for leaf in tensors(outputs) if leaf.requires_grad]
-    total = None
+    varying = [as_real(leaf) for leaf in tensors(outputs) if leaf.requires_grad]
+    leaves, total = [leaf.masked_fill(~leaf.isfinite(), 0) for leaf in varying], None
     for leaf in leaves:
-        leaf = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
-        leaf = leaf.masked_fill(~leaf.isfinite(), 0)
         values = leaf.detach().double()
         spread = (values - values.mean(0, keepdim=True)) if values.dim() and len(values) > 1 else values
         scale = spread.square().sum().sqrt() * len(leaves) ** 0.5

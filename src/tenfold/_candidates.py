@@ -47,6 +47,11 @@ class Ladder:
         """The options that are `cheaper` than dense."""
         return self.only(cheaper(self.costs, self.dense))
 
+    def known(self) -> "Ladder":
+        """The options for which a fit was found, and what it counts."""
+        worst: NDArray[np.float64] = (self.errors * (1.0 if self.moves is None else self.moves)).max(axis=1, initial=0)
+        return self.only(~np.isnan(worst))
+
     def only(self, keep: NDArray[np.bool_]) -> "Ladder":
         """Some of the options."""
         return replace(self, ranks=self.ranks[keep], errors=self.errors[keep], costs=self.costs[keep])

@@ -56,10 +56,7 @@ def chosen(offer: Offer, limits: Mapping[str, float], price: Callable[["Pool"], 
     origins: list[tuple[Pool, int] | None] = [None] * len(choices)
     for pool in pooled(ladders):
         costs, prices = pool.costs[:, columns], price(pool)
-        known = np.flatnonzero(~np.isnan(prices))  # no fit was found for the others
-        if not len(known):
-            continue
-        for index in known[worthwhile(costs[known].astype(np.float64), prices[known], spacing)]:
+        for index in worthwhile(costs.astype(np.float64), prices, spacing):
             change = tuple(int(cost) for cost in costs[index])
             choices.append(Option(frozenset(pool.layers), change, float(prices[index])))
             origins.append((pool, index))
@@ -90,10 +87,10 @@ class Pool:
 
 
 def pooled(ladders: Iterable[Ladder]) -> list[Pool]:
-    """The options of each set of layers, where there are any."""
+    """The options of each set of layers whose errors are known, where there are any."""
     groups: dict[tuple[str, ...], list[Ladder]] = {}
     for ladder in ladders:
-        groups.setdefault(ladder.candidate.site.layers, []).append(ladder)
+        groups.setdefault(ladder.candidate.site.layers, []).append(ladder.known())
     return [pool for group in groups.values() if len((pool := Pool(group)).errors)]
 
 

@@ -1,6 +1,5 @@
 """Cost: what a model or a layer takes, found by running it."""
 
-import copy
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,7 @@ from tenfold._data import Inputs, example_inputs
 from tenfold._engines import Engine, check_engine, runner
 from tenfold._latency import interleaved_ms
 from tenfold._plan import Record
-from tenfold._run import device_of, forward, on_meta, undisturbed, unwrapped
+from tenfold._run import copied, device_of, forward, on_meta, undisturbed, unwrapped
 from tenfold._trace import Call
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -65,7 +64,7 @@ def measure(model: nn.Module, example: Any, *, latency: bool = False, engine: En
 
 
 def _milliseconds(model: nn.Module, inputs: Inputs, engine: Engine) -> float:
-    given = copy.deepcopy(model) if engine == "onnxruntime" else model  # which moves it to the CPU
+    given = copied(model) if engine == "onnxruntime" else model  # which moves it to the CPU
     (found,) = interleaved_ms([runner(engine, given, inputs)])
     return found
 

@@ -104,6 +104,11 @@ def check_batches(batches: Any) -> None:
         raise TenfoldError(f"the batches are of type {type(batches).__name__}; give a list or a DataLoader.")
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, on one more axis; others as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def _required_arguments(model: nn.Module) -> int:
     parameters = inspect.signature(model.forward).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

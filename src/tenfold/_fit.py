@@ -62,16 +62,20 @@ class Seen:
         """In coordinates in which fits are found sooner."""
         return Whitened.of(self.site, self.metrics)
 
+    @cached_property
+    def plain(self) -> Whitened:
+        """In its own coordinates, but for the scale."""
+        return Whitened.plain(self.site, self.metrics)
+
     def views(self, method: Method) -> list[Whitened]:
         """In the coordinates in which a method's fits are sought: whitened, and where there is time the plain ones too.
 
         Descent from whitened starts gets further in few steps. In many, on layers of few channels, CP ends lower from
         the fit of the plain weights.
         """
-        plain = Whitened.plain(self.site, self.metrics)
         if not method.mixes_channels:
-            return [plain]
-        return [self.whitened, plain] if _steps(self.site, self.metrics, _STEPS) == _STEPS else [self.whitened]
+            return [self.plain]
+        return [self.whitened, self.plain] if _steps(self.site, self.metrics, _STEPS) == _STEPS else [self.whitened]
 
 
 def metric_of(name: str, dense: Any, statistics: Statistics | None) -> Metric | None:

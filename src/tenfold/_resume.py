@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FunctionType
@@ -187,7 +188,12 @@ def _feed(found: Any, value: Any) -> None:
 def _settings(module: nn.Module) -> tuple[dict[str, Any], str]:
     """What a module's forward may read that is no tensor, and its code, unless it is torch's."""
     plain = {name: value for name, value in vars(module).items() if _is_plain(value) and name != "training"}
-    return plain, "" if type(module).__module__.startswith("torch.") else _source(type(module))
+    return plain, _class_source(type(module))  # type: ignore[arg-type]  # classes can be hashed
+
+
+@cache  # reading it takes as long as parsing its file
+def _class_source(kind: type) -> str:
+    return "" if kind.__module__.startswith("torch.") else _source(kind)
 
 
 def _is_plain(value: Any) -> bool:

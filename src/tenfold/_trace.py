@@ -146,12 +146,13 @@ class _Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tensors((args, kwargs)):
+        read = tensors((args, kwargs))
+        for tensor in read:
             owner = self.owner.get(id(tensor))
             if owner is not None and owner not in self.running:
                 self.outside.add(owner)
         if not self.normed:
-            self.note_readers(tensors((args, kwargs)))
+            self.note_readers(read)
         return func(*args, **(kwargs or {}))
 
     def note_readers(self, read: Iterable[Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tenfold._cost import Cost, measure
-from tenfold._data import Inputs, batches_of, example_inputs, tensors
+from tenfold._data import Inputs, as_real, batches_of, example_inputs, tensors
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._judge import Evaluate, Trial, interval, interval_text, scores
@@ -192,8 +192,7 @@ def _refuse_lost(outputs: Tensor) -> None:
 
 
 def _paired_outputs(dense: nn.Module, small: nn.Module, inputs: Inputs) -> Iterable[tuple[Tensor, Tensor]]:
-    outputs = [tensors(forward(model, inputs)) for model in (dense, small)]
-    outputs = [[torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in all_] for all_ in outputs]
+    outputs = [[*map(as_real, tensors(forward(model, inputs)))] for model in (dense, small)]
     before, after = ([t for t in all_ if t.is_floating_point()] or all_ for all_ in outputs)
     if [t.shape for t in before] != [t.shape for t in after]:
         raise TenfoldError(

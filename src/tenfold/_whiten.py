@@ -138,9 +138,8 @@ def _scale(weights_goi: Sequence[Tensor]) -> float:
 
 
 def _with_weight(dense: Any, weight: Tensor) -> Any:
-    moved = copy.deepcopy(dense).double()
-    moved.weight = nn.Parameter(to_stored(type(dense), weight).contiguous())
-    return moved
+    stored = nn.Parameter(to_stored(type(dense), weight).contiguous())
+    return copy.deepcopy(dense, {id(dense.weight): stored}).double()
 
 
 def _along_inputs(kernels_goi: Tensor, blocks: Tensor) -> Tensor:
