@@ -5,6 +5,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from benchmarks._folder import data_folder
 # Per channel; the networks were trained on inputs scaled to [0, 1] and normalised with these.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
+
+SPLITS = {"cifar10-jpeg": "test", "tiny-imagenet-50": "validation"}  # what decides, never trained on
+QUICK_IMAGES = 1_000
+_TRAINING_IMAGES = 50_000  # or all, if there are fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +73,12 @@ def drawn_images(data: str, split: str, count: int, seed: int) -> Images:
     table = _read(data, split)
     drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))[:count]
     return _decoded(table.take(drawn.numpy()))
+
+
+@cache
+def training_images(data: str, quick: bool) -> Images:
+    """Images to train on, the same ones for every seed."""
+    return drawn_images(data, "train", QUICK_IMAGES if quick else _TRAINING_IMAGES, seed=0)
 
 
 def _read(data: str, split: str) -> "pq.Table":

@@ -20,7 +20,7 @@ from benchmarks import _rows
 from benchmarks._compress import IMAGES as CALIBRATION_IMAGES
 from benchmarks._compress import applied, calibration, planned
 from benchmarks._folder import VARIABLE, data_folder
-from benchmarks._images import Images, drawn_images, first_images
+from benchmarks._images import QUICK_IMAGES, first_images, training_images
 from benchmarks._nets import NETS, trained
 from benchmarks._score import judged
 from benchmarks._train import Trained, announced, fit, kept
@@ -29,7 +29,6 @@ from tenfold.train import Finetuned, Recipe
 
 ROWS, QUICK_ROWS = _rows.RESULTS / "finetuning.json", _rows.RESULTS / "finetuning-quick.json"
 DATA, SPLIT = "cifar10-jpeg", "test"
-IMAGES, QUICK_IMAGES = 50_000, 1_000
 SHORT = Recipe(epochs=3, precision="bfloat16")
 LONG = Recipe(epochs=30, lr=0.01, precision="bfloat16")
 CASES = {("resnet20", 0.5): SHORT, ("resnet20", 0.3): LONG, ("resnet56", 0.35): LONG}
@@ -94,15 +93,9 @@ def network(job: Job, runs: Path) -> Trained:
 
     def train(folder: Path) -> Finetuned:
         small = applied(dense, plan(), runs, batches)
-        return fit(small, dense, training_images(job.quick), job.recipe, folder)
+        return fit(small, dense, training_images(DATA, job.quick), job.recipe, folder)
 
     return kept(runs / job.stem, shape, train)
-
-
-@cache
-def training_images(quick: bool) -> Images:
-    """Images to train on."""
-    return drawn_images(DATA, "train", QUICK_IMAGES if quick else IMAGES, seed=0)
 
 
 def page(rows: Sequence[_rows.Row]) -> str:

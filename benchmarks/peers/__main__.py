@@ -18,10 +18,11 @@ from pathlib import Path
 import tenfold
 from benchmarks import _rows
 from benchmarks._folder import data_folder
+from benchmarks._images import SPLITS
 from benchmarks.peers._environments import DENSE, PEERS, Unavailable, python_of
 from benchmarks.peers._make import dense_net
 from benchmarks.peers._page import page
-from benchmarks.peers._row import SPLITS, USUAL, Found, Job, Row
+from benchmarks.peers._row import USUAL, Found, Job, Row
 
 ROWS, QUICK_ROWS = _rows.RESULTS / "peers.json", _rows.RESULTS / "peers-quick.json"
 NETS, QUICK_NETS = ("resnet20", "resnet56"), ("resnet20",)  # without --net; resnet18 has to be trained first

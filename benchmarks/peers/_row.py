@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from benchmarks._rows import Record
 
-SPLITS = {"cifar10-jpeg": "test", "tiny-imagenet-50": "validation"}
 USUAL = {"resnet20": "cifar10-jpeg", "resnet56": "cifar10-jpeg", "resnet18": "tiny-imagenet-50"}  # without --data
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Literal
 
+from benchmarks._images import SPLITS
 from benchmarks._rows import Record
-from benchmarks.seeds._methods_images import SPLITS, Counts
+from benchmarks.seeds._methods_images import Counts
 from tenfold.methods import CP, DEFAULT, SVD, Method, TensorTrain, Tucker
 from tenfold.train import Recipe
 

@@ -5,9 +5,8 @@ from functools import cache
 
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks._images import Images, drawn_images, first_images
+from benchmarks._images import SPLITS, Images, drawn_images, first_images
 
-SPLITS = {"cifar10-jpeg": "test", "tiny-imagenet-50": "validation"}  # what decides, never trained on
 _POOL = {"cifar10-jpeg": 6_000, "tiny-imagenet-50": 25_000}  # images of the training split, before classes are chosen
 
 

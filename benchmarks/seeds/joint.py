@@ -24,7 +24,7 @@ from benchmarks import _rows
 from benchmarks._compress import applied, calibration, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
-from benchmarks._images import Images, drawn_images, first_images
+from benchmarks._images import QUICK_IMAGES, first_images, training_images
 from benchmarks._nets import trained
 from benchmarks._score import judged
 from benchmarks._train import Trained, announced, fit, kept
@@ -53,7 +53,6 @@ NAME = "seed-joint"
 ROWS, ONESHOT_ROWS, SIZES_ROWS, QUICK_ROWS, QUICK_ONESHOT_ROWS = (
     _rows.RESULTS / f"{NAME}{part}.json" for part in ("", "-oneshot", "-structure", "-quick", "-oneshot-quick")
 )
-QUICK_IMAGES = 1_000
 ONESHOT_NETS, ONESHOT_DATA = ("resnet20", "resnet56"), "cifar10-jpeg"
 ONESHOT: dict[str, list[Method]] = {
     "separate": [SpatialSVD()],
@@ -103,12 +102,6 @@ def plan(job: Job, runs: Path) -> tenfold.Plan:
     target = tenfold.Budget(params=parameters(job.net, job.data, "spatial", job.rate))
     batches, path = calibration(job.data, job.seed), runs / f"{job.stem}.plan.json"
     return planned(path, lambda: network(job.dense, runs).model, target, batches, methods=methods, freeze=frozen)
-
-
-@cache
-def training_images(data: str, quick: bool) -> Images:
-    """Images to train on."""
-    return drawn_images(data, "train", QUICK_IMAGES if quick else 50_000, seed=0)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 import tenfold
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
+from benchmarks._images import SPLITS
 from benchmarks._rows import DOCS, RESULTS, RUNS, make_missing, read, replace_text
 from benchmarks._score import correct, in_bulk, paired_interval, percent
 from benchmarks._train import Trained, fit, kept
 from benchmarks.seeds._methods_cases import BATCH, CHOICES, DENSE, METHODS, NAME, Job, Row, jobs
-from benchmarks.seeds._methods_images import SPLITS, Split, split_images
+from benchmarks.seeds._methods_images import Split, split_images
 from benchmarks.seeds._methods_page import page
 from benchmarks.seeds._small_net import FROZEN, small_net
 from tenfold._apply import skeleton

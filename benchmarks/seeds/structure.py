@@ -22,7 +22,7 @@ from benchmarks import _rows
 from benchmarks._compress import applied, bisected, calibration, largest, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
-from benchmarks._images import Images, drawn_images, first_images
+from benchmarks._images import QUICK_IMAGES, first_images, training_images
 from benchmarks._nets import trained
 from benchmarks._score import correct, in_bulk, judged, percent
 from benchmarks._train import Trained, announced, fit, kept
@@ -51,7 +51,6 @@ from tenfold.train import Finetuned, Hooks, SoftFilterPruning, SVDTraining
 
 NAME = "seed-structure"
 ROWS, QUICK_ROWS = _rows.RESULTS / f"{NAME}.json", _rows.RESULTS / f"{NAME}-quick.json"
-IMAGES, QUICK_IMAGES = 50_000, 1_000
 
 
 def run(job: Job, runs: Path) -> Row:
@@ -177,12 +176,6 @@ def fitted(job: Job, small: nn.Module, dense: nn.Module, stage: Stage, folder: P
 
 def _plan_of(job: Job, runs: Path) -> Path:
     return runs / f"{job.stem}.plan.json"
-
-
-@cache
-def training_images(data: str, quick: bool) -> Images:
-    """Images to train on."""
-    return drawn_images(data, "train", QUICK_IMAGES if quick else IMAGES, seed=0)
 
 
 def arguments() -> argparse.Namespace:

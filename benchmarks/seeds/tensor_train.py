@@ -24,7 +24,7 @@ from benchmarks import _rows
 from benchmarks._compress import applied, calibration, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
-from benchmarks._images import Images, drawn_images, first_images
+from benchmarks._images import QUICK_IMAGES, Images, first_images, training_images
 from benchmarks._score import judged
 from benchmarks._train import Trained, announced, epochs_of, fit, flags, kept
 from benchmarks.seeds._cases import (
@@ -46,7 +46,6 @@ from tenfold.train import Finetuned, Recipe
 NAME = "seed-tensor-train"
 ROWS, QUICK_ROWS = _rows.RESULTS / f"{NAME}.json", _rows.RESULTS / f"{NAME}-quick.json"
 METHODS = tuple(dict.fromkeys(method for _, method in CASES))
-IMAGES, QUICK_IMAGES = 50_000, 1_000
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def network(job: Job, runs: Path) -> Trained:
         else:
             dense = fresh(dense_shape(job.net), torch.device("cpu"), job.seed)
             small = fresh(shape(job.case), torch.device("cpu"), job.seed)
-        return fit(small, dense, training_images(job.quick), job.recipe, folder)
+        return fit(small, dense, training_images(DATA, job.quick), job.recipe, folder)
 
     return kept(runs / job.stem, lambda: shape(job.case, plan(job, runs)), train)
 
@@ -144,12 +143,6 @@ def plan(job: Job, runs: Path) -> tenfold.Plan | None:
         freeze=FROZEN[job.net],
     )
     return in_fast_forms(found)
-
-
-@cache
-def training_images(quick: bool) -> Images:
-    """Images to train on."""
-    return drawn_images(DATA, "train", QUICK_IMAGES if quick else IMAGES, seed=0)
 
 
 @cache

@@ -26,7 +26,7 @@ from tenfold._store import load_plan
 from tenfold._sweep_rows import Row, read_rows, write_rows
 from tenfold._sweep_setting import DENSE, Limits, Net, Sweep
 from tenfold._timed import Clock
-from tenfold._verify import device_name, drift_of, metric_of
+from tenfold._verify import drift_of, evaluated, ran_on
 from tenfold._version import __version__
 from tenfold._workers import each
 from tenfold.methods import FilterPruning
@@ -186,7 +186,7 @@ def _dense_row(sweep: Sweep, job: Job, place: Path) -> None:
     loaded = _loaded(sweep, job.net)
     cost = _size(loaded, loaded.model)
     with _about(f"nets.{job.net.name}.evaluate" if job.net.evaluate else "evaluate"):
-        metric = metric_of(loaded.model, loaded.model, loaded.score).dense
+        metric = evaluated(loaded.model, loaded.model, loaded.score).dense
     shares = {f"{name}_share": 1.0 for name in ("params", "macs", "bytes")}
     _write(place, job, job.row(**cost, **shares, dense_metric=metric, metric=metric, drift=0.0))
 
@@ -235,7 +235,7 @@ def _small_row(
         assert job.budget is not None, "a small network has a budget"
         task: dict[str, Any] = {"calibration": batches, "evaluate": loaded.score, "seed": job.seed}
         small, plan, _ = made(job.budget.budget, found, how=sweep.recover, **task)
-        metric = metric_of(small, loaded.model, loaded.score)
+        metric = evaluated(small, loaded.model, loaded.score)
         drift, _ = drift_of(small, loaded.model, batches)
     except TenfoldError as error:
         return job.row(error=str(error), seconds=time.perf_counter() - start)
@@ -275,7 +275,7 @@ def _time(sweep: Sweep, jobs: Sequence[Job], folder: Path) -> None:
 
 
 def _timed(clock: Clock, engine: str, plan: Path) -> Times:
-    where: dict[str, Any] = {"engine": engine, "device": device_name(device_of(clock.options.model))}
+    where: dict[str, Any] = {"engine": engine, "device": ran_on(device_of(clock.options.model))}
     try:
         dense_ms, small_ms = clock.compared(clock.drawn(load_plan(plan)))
     except TenfoldError as error:

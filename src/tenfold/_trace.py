@@ -78,30 +78,13 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
     watch.note_readers(tensors(outputs))
 
     def reason(module: nn.Module) -> str | None:
-        calls = watch.calls.get(module, [])
         if any(times[id(p)] > 1 for p in module._parameters.values() if p is not None):
             return "its weight is shared with another layer"
-        if not all(p.is_floating_point() for p in module._parameters.values() if p is not None):
-            return "its parameters are no real floating-point numbers"
-        if getattr(module, "max_norm", None) is not None:
-            return "it scales its rows down to max_norm"
-        if isinstance(module, torch.jit.ScriptModule):
-            return "it is scripted"
         if module is model and issubclass(kind(module), LAYERS):
             return "the model is this layer alone, and stays what it is; put it into a torch.nn.Sequential"
         if module in replaced:
             return "its forward was replaced on the instance"
-        if any(getattr(module, f"_{when}_hooks") for when in ("forward_pre", "forward", "backward_pre", "backward")):
-            return "it has hooks, which a replacement would lose"
-        if issubclass(kind(module), LAYERS) and (more := _beside_weight_and_bias(module)):
-            return f"it holds more than a weight and a bias, which a replacement would lose: {more[0]}"
-        if module in watch.outside:
-            return "its weight is read by other code than its own forward"
-        if not calls:
-            return "it is not called while the example runs"
-        if None in calls:
-            return "it is called with more than one tensor"
-        return None
+        return _lost_by_a_replacement(module) or watch.reason(module)
 
     return Graph(
         {
@@ -115,6 +98,21 @@ def trace(model: nn.Module, example: Inputs) -> Graph:
             for name, module in modules.items()
         }
     )
+
+
+def _lost_by_a_replacement(module: nn.Module) -> str | None:
+    """What a module is or has that factors in its place would not."""
+    if not all(p.is_floating_point() for p in module._parameters.values() if p is not None):
+        return "its parameters are no real floating-point numbers"
+    if getattr(module, "max_norm", None) is not None:
+        return "it scales its rows down to max_norm"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted"
+    if any(getattr(module, f"_{when}_hooks") for when in ("forward_pre", "forward", "backward_pre", "backward")):
+        return "it has hooks, which a replacement would lose"
+    if issubclass(kind(module), LAYERS) and (more := _beside_weight_and_bias(module)):
+        return f"it holds more than a weight and a bias, which a replacement would lose: {more[0]}"
+    return None
 
 
 def _beside_weight_and_bias(module: nn.Module) -> list[str]:
@@ -192,6 +190,15 @@ class _Watch(TorchDispatchMode):
         """The layer whose output this is, if nothing has changed it since."""
         output, layer_version, layer = self.made.get(id(tensor), (None, 0, None))
         return layer if output is not None and output() is tensor and tensor._version == layer_version else None
+
+    def reason(self, module: nn.Module) -> str | None:
+        """Why a layer must stay dense, by how it was used."""
+        calls = self.calls.get(module, [])
+        if module in self.outside:
+            return "its weight is read by other code than its own forward"
+        if not calls:
+            return "it is not called while the example runs"
+        return "it is called with more than one tensor" if None in calls else None
 
     def norm_behind(self, module: nn.Module) -> nn.Module | None:
         """The batch norm that was called once, on the outputs of this one call of a layer, channel for channel.

@@ -154,9 +154,9 @@ def verified(
         dense=costs[1],
         small=costs[0],
         drift=drift,
-        metric=None if evaluate is None else metric_of(small, dense, evaluate),
+        metric=None if evaluate is None else evaluated(small, dense, evaluate),
         replaced=tuple(_replaced(small, dense)),
-        device=device_name(device_of(small)),
+        device=ran_on(device_of(small)),
         torch_version=torch.__version__,
     )
 
@@ -212,7 +212,7 @@ def _costs(small: nn.Module, dense: nn.Module, inputs: Inputs) -> list[Cost]:
     return [measure(model, example).model_copy(update={"milliseconds": ms}) for model, ms in pairs]
 
 
-def metric_of(small: nn.Module, dense: nn.Module, evaluate: Evaluate) -> Metric:
+def evaluated(small: nn.Module, dense: nn.Module, evaluate: Evaluate) -> Metric:
     """What `evaluate` says of both."""
     before, after = scores(evaluate, dense), scores(evaluate, small)
     return Metric(dense=float(before.mean()), small=float(after.mean()), interval=interval(after, before))
@@ -234,7 +234,7 @@ def _replaced(small: nn.Module, dense: nn.Module) -> Iterable[Replaced]:
             counted.update(module.parameters())
 
 
-def device_name(device: torch.device) -> str:
+def ran_on(device: torch.device) -> str:
     """What runs there, as a person calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
