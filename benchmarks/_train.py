@@ -70,7 +70,7 @@ def kept(stem: Path, shape: Callable[[], nn.Module], train: Callable[[Path], Fin
 
 def epochs_of(full: int, *, short: bool, quick: bool) -> int:
     """How many of all epochs: one for a look, a fifth on a CPU."""
-    return 1 if quick else full // SHORTER if short else full
+    return 1 if quick else max(1, full // SHORTER) if short else full
 
 
 def flags(*, short: bool, quick: bool) -> str:

@@ -3,7 +3,8 @@
 `python -m benchmarks.finetuning` makes the rows that are missing from `benchmarks/results/finetuning.json`, then
 `docs/finetuning.md` from that file. Whoever stops it may run it again: it goes on from the last minute. Finished
 weights are kept under `benchmarks/runs` in half precision, and judged as kept. To measure anew, delete the rows; to
-train anew, those weights as well. `--quick` is for a look: 1,000 images, rows in a file of their own and no page.
+train anew, those weights as well. `--short` takes a fifth of the epochs, in rows of their own. `--quick` is for a look:
+1,000 images, one epoch, rows in a file of their own and no page.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from benchmarks._folder import VARIABLE, data_folder
 from benchmarks._images import QUICK_IMAGES, first_images, training_images
 from benchmarks._nets import NETS, trained
 from benchmarks._score import judged
-from benchmarks._train import Trained, announced, fit, kept
+from benchmarks._train import Trained, announced, epochs_of, fit, flags, kept
 from tenfold._apply import skeleton
 from tenfold.train import Finetuned, Recipe
 
@@ -42,19 +43,20 @@ class Job:
     params: float | None  # None for the dense network, trained as long as the case of `recipe_of`
     recipe_of: float
     seed: int
+    short: bool
     quick: bool
 
     @property
     def command(self) -> str:
         """What makes this row and no other."""
         asked = f"--net {self.net} --params {self.recipe_of:g} --seed {self.seed}"
-        return f"python -m benchmarks.finetuning {asked}" + " --quick" * self.quick
+        return f"python -m benchmarks.finetuning {asked}{flags(short=self.short, quick=self.quick)}"
 
     @property
     def stem(self) -> str:
         """The name of this job's files."""
-        epochs = f"-{self.recipe.epochs}-epochs" if self.params is None else f"-{self.params:g}"
-        return f"finetuning-{self.net}{epochs}-{self.seed}" + "-quick" * self.quick
+        network = "" if self.params is None else f"-{self.params:g}"
+        return f"finetuning-{self.net}{network}-{self.recipe.epochs}-epochs-{self.seed}" + "-quick" * self.quick
 
     @property
     def control(self) -> "Job":
@@ -65,7 +67,8 @@ class Job:
     def recipe(self) -> Recipe:
         """How to train."""
         recipe = CASES[self.net, self.recipe_of]
-        return recipe.model_copy(update={"seed": self.seed, "epochs": 1 if self.quick else recipe.epochs})
+        epochs = epochs_of(recipe.epochs, short=self.short, quick=self.quick)
+        return recipe.model_copy(update={"seed": self.seed, "epochs": epochs})
 
 
 def run(job: Job, runs: Path) -> _rows.Row:
@@ -115,7 +118,7 @@ def page(rows: Sequence[_rows.Row]) -> str:
 All methods compete for each layer under a budget of parameters, factors are fitted to {CALIBRATION_IMAGES:,} training
 images, and `tenfold.train.finetune` then trains on the training split: batches of {SHORT.batch}, crops and flips,
 {SHORT.distil:.0%} of the loss from the dense network's outputs, a learning rate of {SHORT.lr:g} in {SHORT.epochs}
-epochs and of {LONG.lr:g} in {LONG.epochs}, in bfloat16. The control is the dense network trained in exactly that way.
+epochs and of {LONG.lr:g} in {LONG.epochs} or (`--short`) a fifth of these, in bfloat16. The control is the dense network trained in exactly that way.
 Accuracies are in percent of the held-out split, which is looked at once; changes are in points, with the 95 %
 interval of the difference image by image. Made with tenfold {versions} and `{VARIABLE}` set, by
 
@@ -130,7 +133,8 @@ python -m benchmarks.finetuning
 
 
 def _epochs(row: _rows.Row) -> int:
-    return next(recipe.epochs for (net, asked), recipe in CASES.items() if (net, asked) == (row.net, row.asked))
+    full = next(recipe.epochs for (net, asked), recipe in CASES.items() if (net, asked) == (row.net, row.asked))
+    return epochs_of(full, short="--short" in row.command, quick=row.quick)
 
 
 def write_page(docs: Path) -> None:
@@ -144,6 +148,7 @@ def main() -> None:
     parser.add_argument("--net", nargs="+", choices=sorted({net for net, _ in CASES}))
     parser.add_argument("--params", nargs="+", type=float, choices=sorted({share for _, share in CASES}))
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
+    parser.add_argument("--short", action="store_true", help="a fifth of the epochs")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_IMAGES:,} images and one epoch")
     parser.add_argument("--runs", type=Path, default=_rows.RUNS, help="weights and checkpoints")
     parser.add_argument("--threads", type=int, default=1)
@@ -152,7 +157,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     announced()
     jobs = [
-        Job(net, share, share, seed, asked.quick)
+        Job(net, share, share, seed, asked.short, asked.quick)
         for net, share in CASES
         for seed in asked.seed
         if net in (asked.net or [net]) and share in (asked.params or [share])

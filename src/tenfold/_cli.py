@@ -127,6 +127,11 @@ def main() -> None:
     except TenfoldError as error:
         err.print(f"tenfold: {error}", soft_wrap=True, markup=False)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(f"tenfold: {error.strerror}: {error.filename}", soft_wrap=True, markup=False)
+        sys.exit(1)
     except KeyboardInterrupt:
         err.print("tenfold: interrupted; nothing was written.")
         sys.exit(130)
