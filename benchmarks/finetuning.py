@@ -118,9 +118,10 @@ def page(rows: Sequence[_rows.Row]) -> str:
 All methods compete for each layer under a budget of parameters, factors are fitted to {CALIBRATION_IMAGES:,} training
 images, and `tenfold.train.finetune` then trains on the training split: batches of {SHORT.batch}, crops and flips,
 {SHORT.distil:.0%} of the loss from the dense network's outputs, a learning rate of {SHORT.lr:g} in {SHORT.epochs}
-epochs and of {LONG.lr:g} in {LONG.epochs} or (`--short`) a fifth of these, in bfloat16. The control is the dense network trained in exactly that way.
-Accuracies are in percent of the held-out split, which is looked at once; changes are in points, with the 95 %
-interval of the difference image by image. Made with tenfold {versions} and `{VARIABLE}` set, by
+epochs and of {LONG.lr:g} in {LONG.epochs} or (`--short`) a fifth of these, in bfloat16. The control is the dense
+network trained in exactly that way. Accuracies are in percent of the held-out split, which is looked at once; changes
+are in points, with the 95 % interval of the difference image by image. Made with tenfold {versions} and `{VARIABLE}`
+set, by
 
 ```sh
 python -m benchmarks.finetuning

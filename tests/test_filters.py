@@ -119,3 +119,17 @@ def test_a_sigmoid_of_a_masked_channel_is_not_zero():
     groups, reasons = filter_groups(model, example_inputs(images(1, 3, 8, 8)))
     assert not groups
     assert "removing its filters moves the outputs by" in reasons["0"]
+
+
+def test_complex_outputs_are_looked_at_too():
+    class Spectrum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = randomised(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 5, 3)))
+
+        def forward(self, x):
+            return torch.fft.rfft(self.net(x))
+
+    groups, reasons = filter_groups(Spectrum(), example_inputs(images(1, 3, 8, 8)))
+    assert not groups
+    assert "removing its filters moves the outputs by" in reasons["net.0"]

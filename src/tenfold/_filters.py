@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from tenfold._data import Inputs, tensors
+from tenfold._data import Inputs, as_real, tensors
 from tenfold._errors import first_line
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED, channels, groups
 from tenfold._plan import Link, Side
@@ -196,7 +196,7 @@ def _difference(wide: nn.Module, inputs: Inputs, group: FilterGroup) -> str | No
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad():
-        return [tensor for tensor in tensors(forward(model.eval(), inputs)) if tensor.is_floating_point()]
+        return [as_real(tensor).double() for tensor in tensors(forward(model.eval(), inputs))]
 
 
 def _tensors(module: Any, side: Side) -> list[tuple[str, int]]:
