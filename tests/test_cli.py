@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import tenfold
 from tenfold import TenfoldError
-from tenfold._cli import amount, app, main
+from tenfold._arguments import amount
+from tenfold._cli import app, main
 
 NETS = """
 from pathlib import Path

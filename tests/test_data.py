@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import tenfold
-from tenfold import Budget, Ranks, Statistics, TenfoldError, TenfoldWarning, _blocks, _calibrate, _fit
+from tenfold import Budget, Ranks, Statistics, TenfoldError, TenfoldWarning, _blocks, _calibrate, _fit, _statistics
 from tenfold._candidate import Candidate
 from tenfold._layers import matrices
 from tenfold._method import Site
@@ -269,7 +269,7 @@ def test_inputs_that_tell_little(kind):
 
 
 def test_wide_layers_keep_blocks_and_say_how_far_off_they_are(monkeypatch):
-    monkeypatch.setattr(_calibrate, "_WIDEST", 20)
+    monkeypatch.setattr(_statistics, "_WIDEST", 20)
     model, x = nn.Sequential(nn.Linear(50, 8)), images(300, 50)
     layer = told(model, x).layers["0"]
     assert layer.gram.shape == (1, 3, 17, 17)

@@ -108,9 +108,10 @@ def test_the_library_prints_nothing(capfd):
 
 BARS = """
 import time
-from tenfold._cli import _progress_bars
+from rich.console import Console
+from tenfold._bars import progress_bars
 from tenfold._progress import track
-with _progress_bars(patience_s=0.2):
+with progress_bars(Console(stderr=True), patience_s=0.2):
     for _ in track(range(8), "slow work"):
         time.sleep(0.1)
     for _ in track(range(3), "quick work"):

@@ -3,7 +3,7 @@
 from tenfold import methods
 from tenfold._apply import apply
 from tenfold._budget import Budget
-from tenfold._calibrate import LayerStatistics, Statistics, calibrate
+from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, options, plan
 from tenfold._compress import Result, compress
 from tenfold._cost import Cost, measure
@@ -15,6 +15,7 @@ from tenfold._plan import Plan, Step
 from tenfold._rank_rules import EVBMF, Energy, Greedy, MinMax, Ranks
 from tenfold._recover import recover, reestimate_norms
 from tenfold._resume import resumable
+from tenfold._statistics import LayerStatistics, Statistics
 from tenfold._store import load, save
 from tenfold._stream import apply_to, with_weights
 from tenfold._times import Profile

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from tenfold import _removal
-from tenfold._calibrate import Statistics
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._fit import Seen, made, make_up, missed_mean
@@ -17,6 +16,7 @@ from tenfold._layers import kind, store_channels_last, stores_channels_last
 from tenfold._method import Method, Site
 from tenfold._plan import Plan, Rank, Step
 from tenfold._run import copied, on_meta, trainable, unwrapped
+from tenfold._statistics import Statistics
 from tenfold._workers import each
 from tenfold.methods import find
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tenfold._apply import apply, taken
-from tenfold._calibrate import Statistics
 from tenfold._candidate import Candidate, cheaper
 from tenfold._cost import LIMITED, Cost, layers_cost, measure, own_cost
 from tenfold._data import example_inputs
@@ -26,6 +25,7 @@ from tenfold._method import Curve, Method, Site
 from tenfold._plan import Fingerprint, Plan, Step
 from tenfold._pruning import Pruning
 from tenfold._run import copied, trainable, unwrapped
+from tenfold._statistics import Statistics
 from tenfold._times import Profile
 from tenfold._trace import Call, Graph, trace
 from tenfold._workers import each

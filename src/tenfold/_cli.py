@@ -3,25 +3,22 @@
 import json
 import shlex
 import sys
-import time
 import warnings
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from math import isfinite, nan
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from tenfold import _tables
+from tenfold import _arguments, _tables
 from tenfold import report as pages
-from tenfold._batches import IMAGENET, collated, read_examples
-from tenfold._budget import Budget
+from tenfold._bars import progress_bars
+from tenfold._batches import collated, read_examples
 from tenfold._calibrate import calibrate
 from tenfold._candidates import Options, Target, check_evaluate, options
 from tenfold._compress import asked, carry_into, carry_out, check_recovery
@@ -29,11 +26,9 @@ from tenfold._demo import run_demo
 from tenfold._engines import check_engine
 from tenfold._errors import TenfoldError, TenfoldWarning
 from tenfold._export import export
-from tenfold._given import METHODS, USUAL, batches_for, device_named, lies_in_shards, methods_named, network, shaped
+from tenfold._given import USUAL, device_named, lies_in_shards, methods_named, network, shaped
 from tenfold._kit import write_kit
 from tenfold._plan import Plan
-from tenfold._progress import listening
-from tenfold._rank_rules import Energy
 from tenfold._resume import forget, refuse_folder, resumable, write_text
 from tenfold._sources import build_model, named
 from tenfold._store import load, load_plan, refuse_taken, save
@@ -51,77 +46,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="package.module:callable, timm:NAME, torchvision:NAME or transformers:CONFIG.", metavar="MODEL"
-    ),
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option(help=".safetensors, .pt with a plain state dict, or a folder of shards.", metavar="FILE"),
-]
-Input = Annotated[
-    list[str] | None,
-    typer.Option(help="Shape of the input: 1,3,32,32, or NAME:DTYPE:1,128, once for each.", metavar="SHAPE"),
-]
-Example = Annotated[str | None, typer.Option(help="module:fn that returns an example input.", metavar="FN")]
-Methods = Annotated[str, typer.Option(help=f"Which compete: {','.join(METHODS)}.", metavar="NAMES")]
-Freeze = Annotated[
-    list[str] | None, typer.Option(help="Layers to leave dense: head or 'blocks.0.*'.", metavar="PATTERN")
-]
-Params = Annotated[
-    str | None, typer.Option(help="At most so many parameters: 0.5, 50%, 250000, 1.2M.", metavar="LIMIT")
-]
-Macs = Annotated[str | None, typer.Option(help="At most so many multiply-adds, likewise.", metavar="LIMIT")]
-Bytes = Annotated[str | None, typer.Option("--bytes", help="At most so many bytes, likewise.", metavar="LIMIT")]
-Latency = Annotated[str | None, typer.Option(help="At most this share of the dense time: 0.5, 50%.", metavar="SHARE")]
-LatencyMs = Annotated[float | None, typer.Option("--latency-ms", help="At most so many milliseconds.", metavar="MS")]
-Guard = Annotated[bool, typer.Option("--guard", help="Replace only by what is measurably faster.")]
-InEngine = Annotated[
-    str, typer.Option("--engine", help="Where times are measured: eager, compile or onnxruntime.", metavar="NAME")
-]
-TimesFile = Annotated[
-    Path | None, typer.Option("--times", help="Times that `tenfold profile` took elsewhere.", metavar="FILE")
-]
-Threads = Annotated[int | None, typer.Option(help="Of the processor, for this run.", metavar="N")]
-MaxDrop = Annotated[
-    float | None, typer.Option(help="The smallest network whose --evaluate falls by no more.", metavar="DROP")
-]
-Work = Annotated[
-    Path | None,
-    typer.Option(help="Keep finished work here, to go on with; else OUT.work while it runs.", metavar="FOLDER"),
-]
-Kept = Annotated[float | None, typer.Option(help="Keep this share of each weight's energy instead.", metavar="SHARE")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="Training data: parquet:FILES, imagefolder:DIR or module:callable.", metavar="DATA"),
-]
-Calibration = Annotated[int, typer.Option(help="How many examples of the data to use.", metavar="N")]
-Mean = Annotated[str, typer.Option(help="Mean of each channel, taken off images in [0, 1].", metavar="NUMBERS")]
-Std = Annotated[str, typer.Option(help="Standard deviation of each channel.", metavar="NUMBERS")]
-Recover = Annotated[str, typer.Option(help="With data: refit, blocks, auto or none.", metavar="HOW")]
-Evaluate = Annotated[
-    str | None,
-    typer.Option(help="module:fn; fn(model) returns a number, or one an example; higher is better.", metavar="FN"),
-]
-Cluster = Annotated[
-    str | None,
-    typer.Option("--ray", help="Spread the work: auto, local, or the address of a Ray cluster.", metavar="ADDRESS"),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", metavar="DEVICE")]
-Saved = Annotated[Path, typer.Argument(help="What `tenfold compress` wrote.", metavar="FOLDER")]
-Dense = Annotated[str | None, typer.Option(help="The dense network, if not the folder's own.", metavar="MODEL")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-
-_MEAN, _STD = (",".join(map(str, values)) for values in IMAGENET)
-
 
 def main() -> None:
     """Run the command line; a refusal is one line on standard error and exit status 1."""
     sys.path.insert(0, str(Path.cwd()))
     try:
-        with _progress_bars(), warnings.catch_warnings():
+        with progress_bars(err), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             app(prog_name="tenfold")
     except TenfoldError as error:
@@ -174,19 +104,19 @@ def demo(
 
 @app.command()
 def inspect(
-    model: Model,
-    weights: Weights = None,
-    input: Input = None,
-    example: Example = None,
-    methods: Methods = USUAL,
-    freeze: Freeze = None,
-    as_json: Json = False,
+    model: _arguments.Model,
+    weights: _arguments.Weights = None,
+    input: _arguments.Input = None,
+    example: _arguments.Example = None,
+    methods: _arguments.Methods = USUAL,
+    freeze: _arguments.Freeze = None,
+    as_json: _arguments.Json = False,
 ) -> None:
     """Show every layer, what each method could save, and what would stay dense.
 
     tenfold inspect torchvision:resnet18 --input 1,3,224,224
     """
-    found = _options(_model(model, weights), _example(input, example), methods, freeze)
+    found = _options(_model(model, weights), _arguments.example_of(input, example), methods, freeze)
     rows = _tables.inspected(found)
     if as_json:
         _print_json(json.dumps(rows, indent=2))
@@ -199,32 +129,32 @@ def inspect(
 
 @app.command()
 def plan(
-    model: Model,
-    weights: Weights = None,
-    input: Input = None,
-    example: Example = None,
-    params: Params = None,
-    macs: Macs = None,
-    bytes_: Bytes = None,
-    latency: Latency = None,
-    latency_ms: LatencyMs = None,
-    energy: Kept = None,
-    max_drop: MaxDrop = None,
-    evaluate: Evaluate = None,
-    methods: Methods = USUAL,
-    freeze: Freeze = None,
-    guard: Guard = False,
-    engine: InEngine = "eager",
-    times: TimesFile = None,
-    threads: Threads = None,
-    data: Data = None,
-    calibration: Calibration = 1024,
-    mean: Mean = _MEAN,
-    std: Std = _STD,
-    work: Work = None,
-    ray: Cluster = None,
+    model: _arguments.Model,
+    weights: _arguments.Weights = None,
+    input: _arguments.Input = None,
+    example: _arguments.Example = None,
+    params: _arguments.Params = None,
+    macs: _arguments.Macs = None,
+    bytes_: _arguments.Bytes = None,
+    latency: _arguments.Latency = None,
+    latency_ms: _arguments.LatencyMs = None,
+    energy: _arguments.Kept = None,
+    max_drop: _arguments.MaxDrop = None,
+    evaluate: _arguments.Evaluate = None,
+    methods: _arguments.Methods = USUAL,
+    freeze: _arguments.Freeze = None,
+    guard: _arguments.Guard = False,
+    engine: _arguments.InEngine = "eager",
+    times: _arguments.TimesFile = None,
+    threads: _arguments.Threads = None,
+    data: _arguments.Data = None,
+    calibration: _arguments.Calibration = 1024,
+    mean: _arguments.Mean = _arguments.MEAN,
+    std: _arguments.Std = _arguments.STD,
+    work: _arguments.Work = None,
+    ray: _arguments.Cluster = None,
     file: Annotated[Path | None, typer.Option("--out", help="Write the plan here.", metavar="FILE")] = None,
-    as_json: Json = False,
+    as_json: _arguments.Json = False,
 ) -> None:
     """Choose methods and ranks, to read and edit before compressing.
 
@@ -232,15 +162,15 @@ def plan(
     tenfold plan nets:make_net --weights w.pt --input 1,3,32,32 \\
         --params 0.5 --out plan.json
     """  # noqa: D301
-    _use_threads(threads)
-    target = _target(params, macs, bytes_, energy, max_drop, latency, latency_ms)
+    _arguments.use_threads(threads)
+    target = _arguments.target_of(params, macs, bytes_, energy, max_drop, latency, latency_ms)
     if file:
         refuse_folder(file)
     score = named(evaluate) if evaluate else None
     check_evaluate(target, score)
-    net, inputs = _model(model, weights), _example(input, example)
+    net, inputs = _model(model, weights), _arguments.example_of(input, example)
     with _working(work, file), _spread(ray):
-        batches = _batches(data, calibration, inputs, mean, std)
+        batches = _arguments.data_of(data, calibration, inputs, mean, std)
         found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine, times=times)
         chosen = found.plan(target, evaluate=score).model_copy(update={"reference": model})
     if file:
@@ -253,35 +183,35 @@ def plan(
 
 @app.command()
 def compress(
-    model: Model,
+    model: _arguments.Model,
     folder: Annotated[Path, typer.Option("--out", help="The folder to write.", metavar="FOLDER")],
-    weights: Weights = None,
-    input: Input = None,
-    example: Example = None,
-    params: Params = None,
-    macs: Macs = None,
-    bytes_: Bytes = None,
-    latency: Latency = None,
-    latency_ms: LatencyMs = None,
-    energy: Kept = None,
-    max_drop: MaxDrop = None,
+    weights: _arguments.Weights = None,
+    input: _arguments.Input = None,
+    example: _arguments.Example = None,
+    params: _arguments.Params = None,
+    macs: _arguments.Macs = None,
+    bytes_: _arguments.Bytes = None,
+    latency: _arguments.Latency = None,
+    latency_ms: _arguments.LatencyMs = None,
+    energy: _arguments.Kept = None,
+    max_drop: _arguments.MaxDrop = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Carry out this plan.", metavar="FILE")] = None,
-    methods: Methods = USUAL,
-    freeze: Freeze = None,
-    guard: Guard = False,
-    engine: InEngine = "eager",
-    times: TimesFile = None,
-    threads: Threads = None,
-    data: Data = None,
-    calibration: Calibration = 1024,
-    mean: Mean = _MEAN,
-    std: Std = _STD,
-    recover: Recover = "auto",
-    evaluate: Evaluate = None,
-    device: Device = "cpu",
-    work: Work = None,
-    ray: Cluster = None,
-    as_json: Json = False,
+    methods: _arguments.Methods = USUAL,
+    freeze: _arguments.Freeze = None,
+    guard: _arguments.Guard = False,
+    engine: _arguments.InEngine = "eager",
+    times: _arguments.TimesFile = None,
+    threads: _arguments.Threads = None,
+    data: _arguments.Data = None,
+    calibration: _arguments.Calibration = 1024,
+    mean: _arguments.Mean = _arguments.MEAN,
+    std: _arguments.Std = _arguments.STD,
+    recover: _arguments.Recover = "auto",
+    evaluate: _arguments.Evaluate = None,
+    device: _arguments.Device = "cpu",
+    work: _arguments.Work = None,
+    ray: _arguments.Cluster = None,
+    as_json: _arguments.Json = False,
 ) -> None:
     """Make a network smaller and leave it in a folder.
 
@@ -289,17 +219,17 @@ def compress(
     tenfold compress nets:make_net --weights w.pt --input 1,3,32,32 \\
         --params 0.5 --out small
     """  # noqa: D301
-    _use_threads(threads)
+    _arguments.use_threads(threads)
     refuse_taken(folder)
     limits = (params, macs, bytes_, energy, max_drop, latency, latency_ms)
     if plan_file and (guard or freeze or any(limit is not None for limit in limits)):
         raise TenfoldError("--plan says what is replaced; give it without a target, --guard and --freeze.")
-    target = load_plan(plan_file) if plan_file else _target(*limits)
+    target = load_plan(plan_file) if plan_file else _arguments.target_of(*limits)
     score = named(evaluate) if evaluate else None
     if isinstance(target, Target):
         check_evaluate(target, score)
-    net, inputs = _model(model, weights).to(device_named(device)), _example(input, example)
-    batches = _batches(data, calibration, inputs, mean, std)
+    net, inputs = _model(model, weights).to(device_named(device)), _arguments.example_of(input, example)
+    batches = _arguments.data_of(data, calibration, inputs, mean, std)
     check_recovery(batches, recover)
     with _working(work, folder), _spread(ray):
         found = _options(net, inputs, methods, freeze, batches, guard=guard, engine=engine, times=times)
@@ -324,13 +254,13 @@ def compress(
 
 @app.command()
 def profile(
-    model: Model,
+    model: _arguments.Model,
     file: Annotated[Path, typer.Option("--out", help="The kit to write, one file.", metavar="FILE")],
-    weights: Weights = None,
-    input: Input = None,
-    example: Example = None,
-    methods: Methods = USUAL,
-    freeze: Freeze = None,
+    weights: _arguments.Weights = None,
+    input: _arguments.Input = None,
+    example: _arguments.Example = None,
+    methods: _arguments.Methods = USUAL,
+    freeze: _arguments.Freeze = None,
     engine: Annotated[str, typer.Option(help="What runs there: onnxruntime or eager.", metavar="NAME")] = "onnxruntime",
 ) -> None:
     """Write a kit that times a network's options on another machine.
@@ -339,7 +269,7 @@ def profile(
     tenfold profile nets:make_net --weights w.pt --input 1,3,32,32 \\
         --out kit.pyz
     """  # noqa: D301
-    found = _options(_model(model, weights), _example(input, example), methods, freeze, engine=engine)
+    found = _options(_model(model, weights), _arguments.example_of(input, example), methods, freeze, engine=engine)
     count = write_kit(found, file)
     out.print(
         f"{file} times {count} layers and options; it needs Python and {'torch' if engine == 'eager' else engine}. "
@@ -353,8 +283,8 @@ def profile(
 def train(
     setting_file: Annotated[Path, typer.Argument(help="A .toml file, or setting.json of a run.", metavar="SETTING")],
     folder: Annotated[Path, typer.Option("--out", help="The folder to write.", metavar="FOLDER")],
-    work: Work = None,
-    as_json: Json = False,
+    work: _arguments.Work = None,
+    as_json: _arguments.Json = False,
 ) -> None:
     """Compress and fine-tune in rounds, as a file says.
 
@@ -403,8 +333,8 @@ def sweep(
     folder: Annotated[Path, typer.Option("--out", help="The folder to write, or to go on with.", metavar="FOLDER")],
     jobs: Annotated[int, typer.Option(help="Processes that share the work.", metavar="N", min=1)] = 1,
     threads: Annotated[int | None, typer.Option(help="Of each; else they share the processor.", metavar="N")] = None,
-    ray: Cluster = None,
-    as_json: Json = False,
+    ray: _arguments.Cluster = None,
+    as_json: _arguments.Json = False,
 ) -> None:
     """Compare methods and budgets on several networks, as a file says.
 
@@ -413,7 +343,7 @@ def sweep(
     setting = Sweep.read(setting_file)
     if setting.is_timed and (jobs > 1 or ray):
         raise TenfoldError("limits of time and the guard are measured while planning; leave out --jobs and --ray.")
-    _use_threads(threads or max(1, torch.get_num_threads() // jobs))
+    _arguments.use_threads(threads or max(1, torch.get_num_threads() // jobs))
     with _working(folder / WORK, folder), processes(jobs), _spread(ray):
         rows = run_sweep(setting, folder)
     write_text(folder / PAGE, sweep_page(rows, setting))
@@ -426,17 +356,17 @@ def sweep(
 
 @app.command(name="verify")
 def verify_folder(
-    folder: Saved,
+    folder: _arguments.Saved,
     weights: Annotated[Path, typer.Option(help="The dense weights.", metavar="FILE")],
-    model: Dense = None,
-    input: Input = None,
-    example: Example = None,
-    data: Data = None,
-    calibration: Calibration = 1024,
-    mean: Mean = _MEAN,
-    std: Std = _STD,
-    evaluate: Evaluate = None,
-    as_json: Json = False,
+    model: _arguments.Dense = None,
+    input: _arguments.Input = None,
+    example: _arguments.Example = None,
+    data: _arguments.Data = None,
+    calibration: _arguments.Calibration = 1024,
+    mean: _arguments.Mean = _arguments.MEAN,
+    std: _arguments.Std = _arguments.STD,
+    evaluate: _arguments.Evaluate = None,
+    as_json: _arguments.Json = False,
 ) -> None:
     """Compare a compressed network with its dense one: cost, drift, metric.
 
@@ -446,8 +376,8 @@ def verify_folder(
     if reference is None:
         raise TenfoldError(f"{folder} does not say how to build the network; give it with --model.")
     score = named(evaluate) if evaluate else None
-    dense, inputs = _model(reference, weights), _example(input, example)
-    batches = _batches(data, calibration, inputs, mean, std) or [inputs]
+    dense, inputs = _model(reference, weights), _arguments.example_of(input, example)
+    batches = _arguments.data_of(data, calibration, inputs, mean, std) or [inputs]
     report = verified(load(folder, dense), dense, batches, example=inputs, evaluate=score)
     if as_json:
         _print_json(report.dumps())
@@ -457,7 +387,7 @@ def verify_folder(
 
 @app.command(name="report")
 def report_folder(
-    folder: Saved,
+    folder: _arguments.Saved,
     file: Annotated[
         Path | None, typer.Option("--out", help="Write the page here, not into the folder.", metavar="FILE")
     ] = None,
@@ -476,68 +406,25 @@ def report_folder(
 
 @app.command(name="export")
 def export_folder(
-    folder: Saved,
+    folder: _arguments.Saved,
     file: Annotated[Path, typer.Argument(help="What to write: .onnx or .pt2.", metavar="FILE")],
-    model: Dense = None,
-    input: Input = None,
-    example: Example = None,
-    as_json: Json = False,
+    model: _arguments.Dense = None,
+    input: _arguments.Input = None,
+    example: _arguments.Example = None,
+    as_json: _arguments.Json = False,
 ) -> None:
     """Write a compressed network as one file that runs elsewhere.
 
     tenfold export small small.onnx --input 1,3,32,32
     """
     small = load(folder, build_model(model) if model else None)
-    done = export(small, _example(input, example), file)
+    done = export(small, _arguments.example_of(input, example), file)
     if as_json:
         _print_json(done.model_dump_json(indent=2))
         return
     batches = "batches of any size" if done.any_batch else "batches of the given size only"
     out.print(f"Written to {done.file}, for {batches}; norms folded: {done.folded}.", soft_wrap=True)
     out.print(f"Its outputs differ from the network's by {done.relative:.2g} of their norm, {done.worst:.2g} at most.")
-
-
-def amount(text: str) -> float | int:
-    """Read a limit: `0.5` and `50%` are shares, `250000` and `1.2M` absolute; a bare `1` could be either.
-
-    Raises:
-        TenfoldError: if it is neither.
-    """
-    digits, suffix = (text[:-1], text[-1]) if text[-1:] in tuple("%KMGkmg") else (text, "")
-    try:
-        number = float(digits)
-    except ValueError:
-        number = nan
-    if not isfinite(number):
-        raise TenfoldError(f'"{text}" is no limit; write 0.5 or 50% for a share, 250000 or 1.2M for a number.')
-    if text == "1":
-        raise TenfoldError('"1" could be a share or a number; write 100% for all of the dense model.')
-    if suffix == "%":
-        return number / 100
-    if suffix:
-        return round(number * {"k": 1e3, "m": 1e6, "g": 1e9}[suffix.lower()])
-    return number if "." in text else int(number)
-
-
-def _target(
-    params: str | None,
-    macs: str | None,
-    stored: str | None,
-    energy: float | None,
-    max_drop: float | None,
-    latency: str | None,
-    latency_ms: float | None,
-) -> Target:
-    texts = {"params": params, "macs": macs, "bytes": stored, "latency": latency}
-    given: dict[str, Any] = {name: amount(text) for name, text in texts.items() if text is not None}
-    numbers = {"max_drop": max_drop, "latency_ms": latency_ms}
-    limits = given | {name: number for name, number in numbers.items() if number is not None}
-    if bool(limits) == (energy is not None):
-        raise TenfoldError(
-            "give a target: one or more of --params, --macs, --bytes, --latency, --latency-ms and --max-drop, or "
-            "--energy alone."
-        )
-    return Energy(energy) if energy is not None else Budget(**limits)
 
 
 @contextmanager
@@ -572,30 +459,6 @@ def _model(reference: str, weights: Path | None) -> nn.Module:
     if weights is None:
         err.print("tenfold: no --weights given; the network keeps those that its code gives it.", soft_wrap=True)
     return network(reference, weights)
-
-
-def _example(inputs: Sequence[str] | None, example: str | None) -> Any:
-    if bool(inputs) == (example is not None):
-        raise TenfoldError("give the input's shape: --input 1,3,32,32, or --example module:fn.")
-    return named(example)() if example else shaped(inputs or ())
-
-
-def _batches(data: str | None, count: int, inputs: Any, mean: str, std: str) -> list[Any] | None:
-    return None if data is None else batches_for(data, count, inputs, _numbers(mean), _numbers(std))
-
-
-def _use_threads(count: int | None) -> None:
-    if count is not None:
-        if count < 1:
-            raise TenfoldError(f"--threads {count}: a number of threads is 1 or more.")
-        torch.set_num_threads(count)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise TenfoldError(f'"{text}" is no list of numbers; write 0.5,0.5,0.5.') from None
 
 
 def _options(
@@ -639,32 +502,3 @@ def _print_reasons(reasons: dict[str, str]) -> None:
 
 def _print_json(text: str) -> None:
     print(text.rstrip())  # noqa: T201  rich would wrap it
-
-
-@contextmanager
-def _progress_bars(patience_s: float = 2.0) -> Iterator[None]:
-    """Bars for what takes longer than two seconds, on a terminal only, and gone when done."""
-    if not err.is_terminal:
-        yield
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bars, listening(_late(bars, patience_s)):
-        yield
-
-
-def _late(bars: Progress, patience_s: float) -> Callable[[str, int, int | None], None]:
-    started: dict[str, float] = {}
-    tasks: dict[str, TaskID] = {}
-
-    def listener(what: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if done == 0:
-            started[what] = now
-        if what not in tasks and now - started[what] > patience_s:
-            tasks[what] = bars.add_task(what, total=total)
-        if what in tasks:
-            bars.update(tasks[what], completed=done, total=total)
-            if done == total:
-                bars.remove_task(tasks.pop(what))
-
-    return listener

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tenfold._calibrate import Statistics
 from tenfold._candidate import Candidate
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored, materialise
@@ -27,6 +26,7 @@ from tenfold._method import Curve, Method, Site
 from tenfold._metric import Metric
 from tenfold._plan import Rank
 from tenfold._resume import kept
+from tenfold._statistics import Statistics
 from tenfold._trace import Call
 from tenfold._whiten import Whitened
 

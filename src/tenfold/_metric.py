@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from tenfold._calibrate import LayerStatistics
+from tenfold._statistics import LayerStatistics
 
 _ROUNDING = 1e-12  # of the mean square, which is all that S holds of inputs that do not vary
 _FLOOR = 1e-6  # of the mean variance: directions that calibration never saw count by this much

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tenfold._calibrate import Statistics
 from tenfold._cost import LIMITED, layers_cost, stored_size
 from tenfold._data import Inputs
 from tenfold._filters import FilterGroup, filter_groups
@@ -20,6 +19,7 @@ from tenfold._layers import channels, factor, groups, kernel_size
 from tenfold._plan import Link, MethodSpec, Step
 from tenfold._progress import track
 from tenfold._removal import producers
+from tenfold._statistics import Statistics
 from tenfold._trace import Graph
 from tenfold.methods import FilterPruning, Ranking
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenfold._calibrate import POSITIONS, LayerStatistics, moments
+from tenfold._calibrate import POSITIONS
 from tenfold._data import Inputs
 from tenfold._fit import Seen, descend, stood_for
 from tenfold._layers import has_bias, matrices, owners, write
@@ -23,6 +23,7 @@ from tenfold._pair import Pair, rebuilding, replaced
 from tenfold._patches import patches, responses
 from tenfold._progress import track
 from tenfold._run import copied, device_of, forward, undisturbed, watched
+from tenfold._statistics import LayerStatistics, moments
 from tenfold._trace import trace
 
 _STEPS = 50  # of descent, from factors that are nearly right

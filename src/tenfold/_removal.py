@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenfold._calibrate import LayerStatistics, Statistics
 from tenfold._errors import TenfoldError
 from tenfold._filters import FilterGroup, link_channels, remove, width
 from tenfold._fit import make_up, metric_of
 from tenfold._layers import channels, kernels, matrices, write
 from tenfold._plan import Link, Step
+from tenfold._statistics import LayerStatistics, Statistics
 from tenfold.methods import FilterPruning
 from tenfold.methods._filter_pruning import Producer
 

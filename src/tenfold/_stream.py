@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from tenfold._apply import sharing, taken
-from tenfold._calibrate import Statistics
 from tenfold._plan import Plan, Step
 from tenfold._run import on_meta, unwrapped, without_values
 from tenfold._shards import Shards, mapped
+from tenfold._statistics import Statistics
 from tenfold._store import PLAN, assign, new_folder, put_tensor, refuse_extra_state, tensors_of
 
 
