@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,12 @@ class Machine:
         return more * (self.besides + self.layers([model]))
 
 
+def counts_only(monkeypatch, now):
+    """Let what runs say how much time goes by."""
+    monkeypatch.setattr(_latency.time, "perf_counter", lambda: now["t"])
+    monkeypatch.setattr(_latency, "_waited_s", lambda: 0.0)
+
+
 def test_the_median_of_runs_taken_in_turn(monkeypatch):
     order, now = [], {"t": 0.0}
 
@@ -71,7 +78,7 @@ def test_the_median_of_runs_taken_in_turn(monkeypatch):
 
         return called
 
-    monkeypatch.setattr(_latency.time, "perf_counter", lambda: now["t"])
+    counts_only(monkeypatch, now)
     found = _latency.interleaved_ms([run("a", 0.010), run("b", 0.020)])
     assert found == pytest.approx([10.0, 20.0])
     assert "".join(order).count("ab") > 10
@@ -88,11 +95,36 @@ def test_rounds_go_on_until_medians_are_sure(monkeypatch):
         calls["noisy"] += 1
         now["t"] += 0.010 * (1 + noise.uniform(-0.3, 0.3))
 
-    monkeypatch.setattr(_latency.time, "perf_counter", lambda: now["t"])
+    counts_only(monkeypatch, now)
     _latency.interleaved_ms([steady], rounds=10)
     assert calls["steady"] == 10 + 3
     _latency.interleaved_ms([noisy], rounds=10)
     assert 10 + 3 < calls["noisy"] <= 40 + 3
+
+
+TAKEN = """
+import os, sys, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from tenfold import _latency
+def run():
+    end = time.thread_time() + 0.02
+    while time.thread_time() < end:
+        pass
+print(*_latency.interleaved_ms([run], rounds=15))
+"""
+
+
+@pytest.mark.skipif(not _latency._QUEUE.exists(), reason="this system does not tell how long a thread was kept waiting")
+def test_what_others_take_of_the_processor_does_not_count():
+    """Twenty milliseconds of work, on a processor on which another process always works too."""
+    here = min(os.sched_getaffinity(0))
+    busy = f"import os\nos.sched_setaffinity(0, {{{here}}})\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as other:
+        try:
+            found = subprocess.run([sys.executable, "-c", TAKEN], capture_output=True, text=True, check=True).stdout
+        finally:
+            other.kill()
+    assert float(found) == pytest.approx(20, rel=0.1)
 
 
 def piece(module, *shape, channels_last=False):

@@ -3,16 +3,21 @@
 import sys
 import time
 from collections.abc import Callable, MutableMapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 _MOST = 4  # times as many rounds, where medians are not yet sure
+_QUEUE = Path("/proc/thread-self/schedstat")  # of Linux: nanoseconds that this thread ran, and that it was kept waiting
 
 
 def interleaved_ms(
     runs: Sequence[Callable[[], Any]], *, rounds: int = 15, least_ms: float = 5.0, sure: float = 0.02
 ) -> list[float]:
     """Median milliseconds of each run, timed in turn so that a busy moment of the machine meets all of them.
+
+    Moments in which other processes had the processor do not count, where the system tells of them and nothing goes on
+    elsewhere meanwhile: on Linux, on a CPU.
 
     A run shorter than `least_ms` is repeated within a round until it lasts that long. Rounds go on, up to four times
     as many, until the standard error of every median is below the share `sure` of it.
@@ -49,14 +54,27 @@ def _error(sample: Sequence[float]) -> float:
 
 def _timed(run: Callable[[], Any], repeat: int) -> float:
     _synchronize()
-    start = time.perf_counter()
+    waited, start = _waited_s(), time.perf_counter()
     for _ in range(repeat):
         run()
     _synchronize()
-    return (time.perf_counter() - start) * 1e3 / repeat
+    taken = time.perf_counter() - start
+    return (taken - (_waited_s() - waited)) * 1e3 / repeat
 
 
 def _synchronize() -> None:
+    if _on_gpu():
+        sys.modules["torch"].cuda.synchronize()
+
+
+def _waited_s() -> float:
+    """Seconds for which this thread could run and others had the processor, so far; 0 where that is not known."""
+    try:
+        return 0.0 if _on_gpu() else int(_QUEUE.read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _on_gpu() -> bool:
     torch = sys.modules.get("torch")  # not there on machines that have other engines only
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    return torch is not None and torch.cuda.is_initialized()
