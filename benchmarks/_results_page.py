@@ -197,12 +197,19 @@ def _architectures(rows: Evidence) -> str:
     return "\n".join(lines)
 
 
+def _came_to(row: _rows.Row) -> str:
+    """The change from the dense network, and that of the dense network by the same training."""
+    small = _rows.change(row.accuracy - row.dense_accuracy, row.interval)
+    if row.control_accuracy is None:
+        return small
+    return f"{small}; the dense network, trained as long, changes by {row.control_accuracy - row.dense_accuracy:+.2f}"
+
+
 def _missed(asked: Sequence[Judged], compared: Sequence[Order]) -> str:
     lines = []
     for goal, row in asked:
         if not goal.reached(row):
-            apart = "" if row is None else f" ({_rows.change(row.accuracy - row.dense_accuracy, row.interval)})"
-            state = NOT_RUN if row is None else "not reached" + apart
+            state = NOT_RUN if row is None else f"not reached: {_came_to(row)}"
             lines.append(f"- {goal.what}, {goal.least:+g}: {state}.")
     lines += [f"- Not seen: {order.published}." for order in compared if order.seen is False]
     lines += [f"- Not run: {order.published}." for order in compared if order.seen is None]
