@@ -285,7 +285,7 @@ def test_statistics_in_rounds_are_those_of_one(monkeypatch):
     assert len(read) > 3  # once to trace, and once a round
     assert torch.equal(torch.get_rng_state(), before)
     assert [*parts.layers] == [*whole.layers]
-    assert all(torch.equal(a, b) for a, b in zip(parts._packed().values(), whole._packed().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(parts.packed().values(), whole.packed().values(), strict=True))
     one, other = (
         tenfold.plan(NET, Budget(params=0.5), example=X, methods=METHODS, statistics=s) for s in (whole, parts)
     )
@@ -337,7 +337,7 @@ def test_weights_that_are_spread_over_processes(tmp_path):
     one, other = (tenfold.calibrate(model, part) for part in parts)
     for rank in range(2):
         told = tenfold.Statistics.load(tmp_path / f"told-{rank}")
-        pairs = zip(told._packed().values(), (one + other)._packed().values(), strict=True)
+        pairs = zip(told.packed().values(), (one + other).packed().values(), strict=True)
         assert all(torch.allclose(a.double(), b.double(), rtol=1e-12) for a, b in pairs)
     small = tenfold.apply(
         model, tenfold.plan(model, Budget(params=0.6), example=images(1, 24), methods=[SVD()])

@@ -17,7 +17,7 @@ from tenfold._data import Inputs, as_real, tensors
 from tenfold._errors import first_line
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED, channels, groups
 from tenfold._plan import Link, Side
-from tenfold._run import copied, device_of, forward, undisturbed, unwrapped
+from tenfold._run import copied, device_of, forward, same_draws, undisturbed, unwrapped
 from tenfold._sources import imported
 
 SERVED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)  # exactly these
@@ -53,7 +53,7 @@ def filter_groups(model: nn.Module, example: Inputs) -> tuple[list[FilterGroup],
     wide = copied(unwrapped(model)).double().eval().requires_grad_(True)
     inputs = _doubled(example.on(device_of(wide)))
     given: Any = inputs.args if inputs.args else inputs.kwargs
-    with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
+    with same_draws(), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
         graph = pruning.DependencyGraph().build_dependency(wide, example_inputs=given)
     removable, reasons = list[FilterGroup](), dict[str, str]()
     for found in graph.get_all_groups(root_module_types=[*SERVED]):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -93,6 +93,11 @@ def trainable() -> Iterator[None]:
         yield
 
 
+def same_draws() -> AbstractContextManager[None]:
+    """Random state is put back after: of the CPU, and of GPUs if they are in use; others are not woken up."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients inside; modes, buffers and random state are put back after."""
@@ -103,9 +108,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices), trainable(), torch.no_grad():
+        with same_draws(), trainable(), torch.no_grad():
             _into_eval_mode(model)
             yield
     finally:

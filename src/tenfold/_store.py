@@ -19,6 +19,7 @@ from tenfold._export import load_pt2
 from tenfold._layers import stores_channels_last
 from tenfold._plan import Plan, Record
 from tenfold._resume import refuse_file
+from tenfold._run import device_of
 from tenfold._shards import INDEX, WEIGHTS, Shards, is_shard, mapped
 from tenfold._sources import build_model
 from tenfold._verify import Report
@@ -57,9 +58,10 @@ def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
 
     Args:
         folder: what `save` wrote.
-        dense: the network before compression, of any weights, also on the meta device. Without it the network
-            is built from the reference in the plan (`timm:NAME`, `torchvision:NAME`, `module:callable`), which
-            runs the code that it names; without a reference either, `model.pt2` is taken if `export` left it there.
+        dense: the network before compression, of any weights, on the device where the other is to be; for the CPU
+            also on the meta device. Without it the network is built from the reference in the plan (`timm:NAME`,
+            `torchvision:NAME`, `module:callable`), which runs the code that it names; without a reference either,
+            `model.pt2` is taken if `export` left it there.
 
     Raises:
         TenfoldError: if a file is missing, damaged or for another network.
@@ -74,7 +76,10 @@ def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
                 f"{path} does not say how to build the network and holds no {_EXPORTED}; give it: load(folder, dense)."
             )
         dense = build_model(plan.reference)
-    tensors = read_tensors(path)
+    where = device_of(dense)
+    tensors = {
+        name: tensor if where.type == "meta" else tensor.to(where) for name, tensor in read_tensors(path).items()
+    }
     new = skeleton(dense, plan)
     assign(new, tensors, path)
     return new.eval()

@@ -25,7 +25,7 @@ from tenfold._plan import Plan, Rank, Record, Step
 from tenfold._progress import track
 from tenfold._pruning import Pruning
 from tenfold._resume import tensors_by_name
-from tenfold._run import copied, device_of
+from tenfold._run import copied, device_of, same_draws
 from tenfold._times import Conditions, Piece, Profile, Times, draw
 
 FASTER = 0.97  # of the time: what counts as faster
@@ -229,7 +229,7 @@ class Clock:
         """Milliseconds of the dense network and of another, side by side."""
         assert isinstance(self.times, Times), "this machine measures"
         inputs = example_inputs(self.options.example)
-        with torch.random.fork_rng():
+        with same_draws():
             runs = [
                 runner(self.times.conditions.engine, copied(model), inputs) for model in (self.options.model, small)
             ]

@@ -20,7 +20,7 @@ from tenfold._judge import Evaluate, check_callable, scores
 from tenfold._pair import Pair, mean_error, rebuilding
 from tenfold._progress import track
 from tenfold._resume import digest
-from tenfold._run import copied, device_of, undisturbed, unwrapped
+from tenfold._run import copied, device_of, same_draws, undisturbed, unwrapped
 from tenfold._sources import imported
 from tenfold._verify import Epoch
 from tenfold.train._augment import mixed, neighbours
@@ -94,7 +94,7 @@ def finetune(
     run = _Run(accelerator, copied(small), dense, draw, recipe, loss, augment, evaluate, hooks)
     if trackers:
         accelerator.init_trackers("tenfold", config=recipe.model_dump(exclude_none=True))
-    with torch.random.fork_rng():
+    with same_draws():
         history = run.to_the_end(None if folder is None else Path(folder) / "checkpoint.safetensors")
     if trackers:
         accelerator.end_training()
