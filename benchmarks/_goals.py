@@ -39,7 +39,7 @@ class Goal:
         if row is None:
             return f"**{NOT_RUN}**"
         kept = "yes" if row.interval[0] >= self.least else "yes, not certainly"
-        return (kept if self.reached(row) else "**no**") + ", in a fifth of the epochs" * _short(row)
+        return (kept if self.reached(row) else "**no**") + ", in a fifth of the epochs" * row.is_short
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,7 @@ def _small(rows: Sequence[Row], net: str, share: float, method: str = "mix") -> 
 
 
 def _first(rows: Sequence[Row]) -> Row | None:
-    return min(rows, key=lambda row: (_short(row), row.seed), default=None)
-
-
-def _short(row: Row) -> bool:
-    return "--short" in row.command
+    return min(rows, key=lambda row: (row.is_short, row.seed), default=None)
 
 
 def _trains(rows: Evidence) -> Order:
@@ -238,7 +234,7 @@ def _rates(rows: Evidence) -> Order:
 
 def _shared(rows: Evidence) -> Order:
     ways = [_first(_joint_rows(rows, "resnet18", method, 0.04)) for method in ("rjsvd-1", "spatial")]
-    length = "In a fifth of the epochs. " * any(row is not None and _short(row) for row in ways)
+    length = "In a fifth of the epochs. " * any(row is not None and row.is_short for row in ways)
     return _beside(
         "Shared factors 93.19 %, separate ones 92.49 % at 17.76x (ResNet-18; Chen et al. 2021)",
         "ResNet-18 at the published size, from trained weights",

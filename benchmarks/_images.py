@@ -76,9 +76,9 @@ def drawn_images(data: str, split: str, count: int, seed: int) -> Images:
 
 
 @cache
-def training_images(data: str, quick: bool) -> Images:
-    """Images to train on, the same ones for every seed."""
-    return drawn_images(data, "train", QUICK_IMAGES if quick else _TRAINING_IMAGES, seed=0)
+def training_images(data: str, count: int | None = None) -> Images:
+    """So many images to train on, or all of them, the same ones for every seed."""
+    return drawn_images(data, "train", count or _TRAINING_IMAGES, seed=0)
 
 
 def _read(data: str, split: str) -> "pq.Table":

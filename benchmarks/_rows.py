@@ -54,6 +54,11 @@ class Row(Record):
         return float(words[words.index("--params") + 1]) if "--params" in words else None
 
     @property
+    def is_short(self) -> bool:
+        """Whether it was trained for a fifth of the epochs."""
+        return "--short" in shlex.split(self.command)
+
+    @property
     def title(self) -> str:
         """What made the network smaller."""
         return self.method if self.rule is None else f"{self.method}, {self.rule}"

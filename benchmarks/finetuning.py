@@ -96,7 +96,7 @@ def network(job: Job, runs: Path) -> Trained:
 
     def train(folder: Path) -> Finetuned:
         small = applied(dense, plan(), runs, batches)
-        return fit(small, dense, training_images(DATA, job.quick), job.recipe, folder)
+        return fit(small, dense, training_images(DATA, QUICK_IMAGES if job.quick else None), job.recipe, folder)
 
     return kept(runs / job.stem, shape, train)
 
@@ -135,7 +135,7 @@ python -m benchmarks.finetuning
 
 def _epochs(row: _rows.Row) -> int:
     full = next(recipe.epochs for (net, asked), recipe in CASES.items() if (net, asked) == (row.net, row.asked))
-    return epochs_of(full, short="--short" in row.command, quick=row.quick)
+    return epochs_of(full, short=row.is_short, quick=row.quick)
 
 
 def write_page(docs: Path) -> None:

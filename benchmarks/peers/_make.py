@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import benchmarks._zoo  # noqa: F401  declares the operators that peers that import torchvision look for
 import tenfold
 from benchmarks import _rows
-from benchmarks._images import QUICK_IMAGES, SPLITS, Images, drawn_images, first_images, training_images
+from benchmarks._images import SPLITS, Images, drawn_images, first_images, training_images
 from benchmarks._nets import trained
 from benchmarks._score import correct, in_bulk, packed, paired_interval, percent, unpacked
 from benchmarks._train import announced, fit, kept
@@ -23,7 +23,7 @@ from benchmarks.seeds import _joint_cases as joint
 from tenfold._latency import interleaved_ms
 from tenfold.train import Recipe
 
-IMAGES, BATCH = 1_024, 128  # of training data
+IMAGES, BATCH, QUICK_IMAGES = 1_024, 128, 500  # of training data; of any split, for a look
 TIMING = {"rounds": 60, "sure": 0.003}  # these networks take milliseconds
 RATES = (0.002, 0.01)  # those of the short and the long recipe in benchmarks.finetuning
 
@@ -82,7 +82,7 @@ def tuned(small: nn.Module, dense: nn.Module, job: Job, runs: Path) -> tuple[nn.
     Nothing in the recipe knows of this library's own factors. One rate for all would not be the same for all: where
     factors differ in norm, as with TensorLy's CP, the larger one loses what there was.
     """
-    images = training_images(job.data, job.quick)
+    images = training_images(job.data, QUICK_IMAGES if job.quick else None)
     found: list[tuple[float, float, nn.Module]] = []
     for rate in RATES:
         recipe = Recipe(epochs=job.epochs, lr=rate, weight_decay=0, balance=False, seed=job.seed)

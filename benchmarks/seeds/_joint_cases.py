@@ -17,9 +17,9 @@ from tenfold.methods import DEFAULT, JointSVD, Method, SpatialSVD, Tucker
 from tenfold.train import Recipe
 
 NETS = ("resnet18", "resnet34", "resnet50")
-DATA: Mapping[str, tuple[str, int, int]] = {  # the split that decides, classes, pixels of a side
-    "cifar10-jpeg": ("test", 10, 32),
-    "tiny-imagenet-50": ("validation", 50, 64),
+DATA: Mapping[str, tuple[int, int]] = {  # classes, pixels of a side
+    "cifar10-jpeg": (10, 32),
+    "tiny-imagenet-50": (50, 64),
 }
 RATES = (0.04, 0.08)
 FROZEN = ("conv1", "layer1", "*downsample*", "fc")  # which the authors leave dense
@@ -126,15 +126,15 @@ def jobs(net: str, data: str, seed: int, **how: bool) -> Iterator[Job]:
 def dense_shape(net: str, data: str) -> nn.Module:
     """The dense network on the meta device."""
     with torch.device("meta"):
-        return EVERY[net](classes=DATA[data][1])
+        return EVERY[net](classes=DATA[data][0])
 
 
 @cache
 def rate_plan(net: str, data: str, method: str, rate: float) -> tenfold.Plan:
     """The plan of a scheme by the authors' rule, which looks at shapes only."""
-    size = DATA[data][2]
+    size = DATA[data][1]
     with torch.random.fork_rng():
-        dense = EVERY[net](classes=DATA[data][1]).eval()
+        dense = EVERY[net](classes=DATA[data][0]).eval()
     found = tenfold.options(dense, example=torch.zeros(1, 3, size, size), methods=SCHEMES[method], freeze=FROZEN)
     return found.plan(tenfold.JointRate(rate))
 
@@ -168,7 +168,7 @@ def sizes(net: str, data: str, rate: float) -> Sizes:
     return Sizes(
         net=net,
         data=data,
-        classes=DATA[data][1],
+        classes=DATA[data][0],
         rate=rate,
         fewer={method: round(_counted(dense) / _counted(model), 3) for method, model in small.items()},
         version=tenfold.__version__,

@@ -90,7 +90,7 @@ def _place(row: _rows.Row) -> tuple[tuple[str, str, bool, str], float, str]:
 
 
 def _of_table(row: _rows.Row) -> tuple[str, str, bool, str]:
-    return row.net, row.data, "--short" in row.command, row.device
+    return row.net, row.data, row.is_short, row.device
 
 
 def _asked(row: _rows.Row, option: str) -> float:

@@ -47,7 +47,7 @@ python -m benchmarks.seeds.tensor_train
 
 
 def _of_table(row: _rows.Row) -> tuple[str, bool, str]:
-    return row.net, "--short" in row.command, row.device
+    return row.net, row.is_short, row.device
 
 
 def _text(recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from benchmarks._train import epochs_of, flags
-from benchmarks.seeds._joint_cases import DATA, FRESH, FURTHER
+from benchmarks.seeds._joint_cases import FRESH, FURTHER
 from tenfold.train import Recipe, SVDTraining
 
 NETS = ("resnet18", "resnet56", "resnet20")
@@ -105,8 +105,3 @@ def jobs(net: str, data: str, start: Start, seed: int, **how: bool) -> Iterator[
         for method in METHODS:
             if not (method == MIX and start == "random"):  # it is fitted to what the dense network sees
                 yield Job(net, data, method, params, start, seed, **how)
-
-
-def split(data: str) -> str:
-    """The one that decides."""
-    return DATA[data][0]

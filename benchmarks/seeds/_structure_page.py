@@ -76,7 +76,7 @@ asymptotic form; ResNet-20 loses 1.37 at 42.2 % (as the WHC paper reports).
 
 def _of_table(row: Row) -> tuple[str, str, str, bool, str]:
     words = shlex.split(row.command)
-    return row.net, row.data, words[words.index("--start") + 1], "--short" in words, row.device
+    return row.net, row.data, words[words.index("--start") + 1], row.is_short, row.device
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -24,7 +24,7 @@ from benchmarks import _rows
 from benchmarks._compress import applied, calibration, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
-from benchmarks._images import QUICK_IMAGES, first_images, training_images
+from benchmarks._images import QUICK_IMAGES, SPLITS, first_images, training_images
 from benchmarks._nets import trained
 from benchmarks._score import judged
 from benchmarks._train import Trained, announced, fit, kept
@@ -66,8 +66,8 @@ ONESHOT_SHARES = (0.5, 0.35)
 def run(job: Job, runs: Path) -> _rows.Row:
     """Train what the row needs, and judge it."""
     small, control, dense = (network(each, runs) for each in (job, job.control, job.dense))
-    facts = {"net": job.net, "data": job.data, "split": DATA[job.data][0], "method": job.method, "quick": job.quick}
-    images = first_images(job.data, DATA[job.data][0], QUICK_IMAGES if job.quick else None)
+    facts = {"net": job.net, "data": job.data, "split": SPLITS[job.data], "method": job.method, "quick": job.quick}
+    images = first_images(job.data, SPLITS[job.data], QUICK_IMAGES if job.quick else None)
     made = {"seconds": small.seconds, "seed": job.seed, "command": job.command}
     return judged(small.model, dense.model, images, control=control.model, **made, **facts)
 
@@ -87,7 +87,7 @@ def network(job: Job, runs: Path) -> Trained:
         else:
             dense = fresh(dense_shape(job.net, job.data), torch.device("cpu"), job.seed)
             small = fresh(shape(), torch.device("cpu"), job.seed)
-        return fit(small, dense, training_images(job.data, job.quick), job.recipe, folder)
+        return fit(small, dense, training_images(job.data, QUICK_IMAGES if job.quick else None), job.recipe, folder)
 
     return kept(runs / job.stem, shape, train)
 

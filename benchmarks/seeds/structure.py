@@ -22,7 +22,7 @@ from benchmarks import _rows
 from benchmarks._compress import applied, bisected, calibration, largest, planned
 from benchmarks._folder import data_folder
 from benchmarks._fresh import fresh
-from benchmarks._images import QUICK_IMAGES, first_images, training_images
+from benchmarks._images import QUICK_IMAGES, SPLITS, first_images, training_images
 from benchmarks._nets import trained
 from benchmarks._score import correct, in_bulk, judged, percent
 from benchmarks._train import Trained, announced, fit, kept
@@ -42,7 +42,6 @@ from benchmarks.seeds._structure_cases import (
     Job,
     Stage,
     jobs,
-    split,
 )
 from benchmarks.seeds._structure_page import Row, page
 from tenfold._apply import skeleton
@@ -55,9 +54,9 @@ ROWS, QUICK_ROWS = _rows.RESULTS / f"{NAME}.json", _rows.RESULTS / f"{NAME}-quic
 
 def run(job: Job, runs: Path) -> Row:
     """Train what the row needs, and judge it before cutting, right after, and trained further."""
-    images = first_images(job.data, split(job.data), QUICK_IMAGES if job.quick else None)
+    images = first_images(job.data, SPLITS[job.data], QUICK_IMAGES if job.quick else None)
     small, control, dense = network(job, runs), network(job.control, runs).model, dense_of(job, runs)
-    facts = {"net": job.net, "data": job.data, "split": split(job.data), "method": job.method, "quick": job.quick}
+    facts = {"net": job.net, "data": job.data, "split": SPLITS[job.data], "method": job.method, "quick": job.quick}
     row = judged(small.model, dense, images, control=control, seed=job.seed, command=job.command, **facts)
     if job.method == MIX:
         return Row(**row.model_dump(exclude={"seconds"}), seconds=small.seconds)
@@ -171,7 +170,8 @@ def uniform(dense: nn.Module, example: Tensor, params: float) -> tenfold.Plan:
 
 def fitted(job: Job, small: nn.Module, dense: nn.Module, stage: Stage, folder: Path, *hooks: Hooks) -> Finetuned:
     """Train one stage."""
-    return fit(small, dense, training_images(job.data, job.quick), job.recipe(stage), folder, hooks=hooks)
+    images = training_images(job.data, QUICK_IMAGES if job.quick else None)
+    return fit(small, dense, images, job.recipe(stage), folder, hooks=hooks)
 
 
 def _plan_of(job: Job, runs: Path) -> Path:

@@ -123,7 +123,7 @@ def network(job: Job, runs: Path) -> Trained:
         else:
             dense = fresh(dense_shape(job.net), torch.device("cpu"), job.seed)
             small = fresh(shape(job.case), torch.device("cpu"), job.seed)
-        return fit(small, dense, training_images(DATA, job.quick), job.recipe, folder)
+        return fit(small, dense, training_images(DATA, QUICK_IMAGES if job.quick else None), job.recipe, folder)
 
     return kept(runs / job.stem, lambda: shape(job.case, plan(job, runs)), train)
 

@@ -76,10 +76,9 @@ def load(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
                 f"{path} does not say how to build the network and holds no {_EXPORTED}; give it: load(folder, dense)."
             )
         dense = build_model(plan.reference)
-    where = device_of(dense)
-    tensors = {
-        name: tensor if where.type == "meta" else tensor.to(where) for name, tensor in read_tensors(path).items()
-    }
+    tensors, where = read_tensors(path), device_of(dense)
+    if where.type != "meta":
+        tensors = {name: tensor.to(where) for name, tensor in tensors.items()}
     new = skeleton(dense, plan)
     assign(new, tensors, path)
     return new.eval()
