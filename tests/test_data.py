@@ -339,7 +339,7 @@ def test_recovery_never_makes_what_is_held_back_worse(how, monkeypatch):
     seen = torch.cat([1e-3 * images(56, 3, 8, 8), 3 + images(8, 3, 8, 8, seed=1)])
     batches = [seen[k : k + 8] for k in range(0, 64, 8)]
     small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.6), example=seen[:1]))
-    _, held_back = parted([tenfold._data.Inputs((batch,), {}) for batch in batches])
+    _, held_back = parted(model, [tenfold._data.Inputs((batch,), {}) for batch in batches])
     before = Pair(small, model).errors_on(held_back)
     after = Pair(tenfold.recover(small, model, batches, how=how), model).errors_on(held_back)
     assert after[0] <= before[0]
@@ -353,6 +353,72 @@ def test_the_pipeline_with_tokens_and_dicts(monkeypatch):
     for how in ("refit", "blocks"):
         result = tenfold.compress(model, Budget(params=0.8), example=batches[0], calibration=batches, recover=how)
         assert result.report.small.params <= 0.8 * result.report.dense.params
+
+
+class Pictures(nn.Module):
+    """Takes a list of images of any sizes and gives a dict for each, as detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+        self.scores = nn.Linear(16, 5)
+
+    def forward(self, pictures, targets=None):
+        assert targets is None
+        return [{"scores": self.scores(self.features(one[None]).mean((2, 3)))[0]} for one in pictures]
+
+
+def test_lists_of_images_as_loaders_of_detectors_give_them():
+    pictures = [images(3, 12, 10 + 2 * seed, seed=seed) for seed in range(16)]
+    pairs = [(pictures[k : k + 2], [{"boxes": torch.ones(1, 4)}] * 2) for k in range(0, 16, 2)]
+    model, arguments = Pictures().eval(), [(seen,) for seen, _ in pairs]
+    loaders = {"tuples": [tuple(map(tuple, pair)) for pair in pairs], "lists": [[*pair] for pair in pairs]}
+    wanted = told(model, *arguments)
+    for batches in loaders.values():
+        found = told(model, *batches)
+        assert all(torch.equal(found.layers[name].gram, wanted.layers[name].gram) for name in wanted.layers)
+
+
+@pytest.mark.parametrize("how", ["refit", "blocks"])
+@pytest.mark.parametrize("square", [True, False])
+def test_recovery_cuts_no_image(how, square, monkeypatch):
+    """Tensors of equal length are a batch only if there is an output for each of so many examples."""
+    monkeypatch.setattr(_blocks, "_STEPS", 30)
+    pictures = [images(3, 12, 12 if square else 10 + 2 * seed, seed=seed) for seed in range(16)]
+    model, batches = Pictures().eval(), [(pictures[k : k + 2],) for k in range(0, 16, 2)]
+    small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.6), example=batches[0], methods=[SVD()]))
+    new = tenfold.recover(small, model, batches, how=how)
+    before, after = (tenfold.verify(net, model, batches).drift.relative for net in (small, new))
+    assert after < before
+
+
+class Experts(nn.Module):
+    """Each example goes through the half that the gate says."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(8, 2)
+        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(2)])
+
+    def forward(self, x):
+        chosen = self.gate(x).argmax(-1)
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            if (mine := chosen == number).any():
+                y[mine] = expert(x[mine])
+        return y
+
+
+@pytest.mark.parametrize("how", ["refit", "blocks"])
+@pytest.mark.parametrize("idle", ["small", "dense"])
+def test_experts_that_only_one_network_asks(how, idle, monkeypatch):
+    monkeypatch.setattr(_blocks, "_STEPS", 30)
+    model, x = Experts().eval(), images(32, 8)
+    small = tenfold.apply(model, tenfold.plan(model, Ranks(share=0.5), example=x, freeze=["gate"], methods=[SVD()]))
+    with torch.no_grad():
+        ({"small": small, "dense": model}[idle]).gate.bias[0] = 1e3
+    new = tenfold.recover(small, model, x.split(8), how=how)
+    assert torch.isfinite(new(x)).all()
 
 
 def test_frozen_models_and_dtypes_go_through(monkeypatch):

@@ -127,6 +127,27 @@ def test_what_others_take_of_the_processor_does_not_count():
     assert float(found) == pytest.approx(20, rel=0.1)
 
 
+def test_waiting_right_after_the_look_at_the_queue_is_no_work_undone(monkeypatch):
+    """Ten milliseconds of work, and eleven of waiting behind each look, which the next look tells of."""
+    now, calls = {"t": 0.0, "waited": 0.0}, []
+
+    def waited_s():
+        seen = now["waited"]
+        now["waited"] += 0.011
+        now["t"] += 0.011
+        return seen
+
+    def run():
+        calls.append(1)
+        now["t"] += 0.010
+
+    monkeypatch.setattr(_latency.time, "perf_counter", lambda: now["t"])
+    monkeypatch.setattr(_latency, "_waited_s", waited_s)
+    (found,) = _latency.interleaved_ms([run], rounds=5)
+    assert found >= 10
+    assert len(calls) == 5 + 3
+
+
 def piece(module, *shape, channels_last=False):
     with torch.device("meta"):
         copied = copy.deepcopy(module).to("meta")

@@ -68,7 +68,8 @@ def batch_inputs(model: nn.Module, batch: Any) -> Inputs:
     """Read a batch: an example, or a pair `(inputs, target)`.
 
     A pair is `(inputs, target)` unless both are arguments: if the model's forward requires two positional ones, and the
-    first of the pair does not hold several itself.
+    first of the pair does not hold several itself. With a dict of targets for each of several inputs, as detectors are
+    given them, these are one argument, a list.
     """
     if isinstance(batch, Inputs):
         return batch
@@ -76,6 +77,8 @@ def batch_inputs(model: nn.Module, batch: Any) -> Inputs:
         batch = tuple(batch)
     if isinstance(batch, tuple) and len(batch) == 2 and (_required_arguments(model) != 2 or _several(batch[0])):
         inputs, target = batch
+        if _each_its_own(inputs, target):
+            inputs = (list(inputs),)
         inputs = tuple(inputs) if isinstance(inputs, list) else inputs
         return example_inputs(inputs)._replace(target=target)
     return example_inputs(batch)
@@ -83,6 +86,13 @@ def batch_inputs(model: nn.Module, batch: Any) -> Inputs:
 
 def _several(inputs: Any) -> bool:
     return isinstance(inputs, (tuple, list, Mapping))
+
+
+def _each_its_own(inputs: Any, target: Any) -> bool:
+    both = (inputs, target)
+    if not all(isinstance(one, (tuple, list)) for one in both):
+        return False
+    return len(inputs) == len(target) > 0 and all(isinstance(one, Mapping) for one in target)
 
 
 def batches_of(model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:

@@ -54,12 +54,12 @@ def _error(sample: Sequence[float]) -> float:
 
 def _timed(run: Callable[[], Any], repeat: int) -> float:
     _synchronize()
-    waited, start = _waited_s(), time.perf_counter()
+    start, waited = time.perf_counter(), _waited_s()  # in this order: what was waited lies inside what was taken
     for _ in range(repeat):
         run()
     _synchronize()
-    taken = time.perf_counter() - start
-    return (taken - (_waited_s() - waited)) * 1e3 / repeat
+    waited = _waited_s() - waited
+    return (time.perf_counter() - start - waited) * 1e3 / repeat
 
 
 def _synchronize() -> None:
@@ -70,7 +70,7 @@ def _synchronize() -> None:
 def _waited_s() -> float:
     """Seconds for which this thread could run and others had the processor, so far; 0 where that is not known."""
     try:
-        return 0.0 if _on_gpu() else int(_QUEUE.read_text(encoding="ascii").split()[1]) / 1e9
+        return 0.0 if _on_gpu() else int(_QUEUE.read_bytes().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
 

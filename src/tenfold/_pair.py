@@ -12,9 +12,10 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs, tensors
+from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._layers import LAYERS, channels, groups, kind
-from tenfold._run import device_of, forward, watched
+from tenfold._run import device_of, forward, undisturbed, watched
 
 _EXAMPLES = 64  # of a part of a batch
 _MOVED = 70  # multiply-adds in the time in which a layer reads or writes a number
@@ -116,8 +117,12 @@ def _work(module: nn.Module) -> float:
 
 
 def mean_error(found: Mapping[str, Sequence[Tensor]], wanted: Mapping[str, Sequence[Tensor]]) -> Tensor:
-    """Squared error over variance, in the mean over blocks of the same outputs; 0 where there are none."""
-    same = [name for name in wanted if _shapes(found[name]) == _shapes(wanted[name])]
+    """Squared error over variance, in the mean over blocks of the same outputs; 0 where there are none.
+
+    Experts may be asked by one of the networks alone, or with other examples.
+    """
+    both = [name for name in wanted if name in found]
+    same = [name for name in both if _shapes(found[name]) == _shapes(wanted[name])]
     each = [_moved(found[name], wanted[name]) for name in same]
     return torch.stack(each).mean() if each else torch.zeros(())
 
@@ -136,15 +141,19 @@ def _moved(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     return torch.stack(each).mean() if each else torch.zeros(())
 
 
-def parted(batches: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+def parted(model: nn.Module, batches: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
     """The batches in parts of few examples, and the last eighth of these apart, to be held back."""
-    pieces = [piece for batch in batches for piece in _pieces(batch)]
+    with undisturbed(model):
+        pieces = [piece for batch in batches for piece in _pieces(model, batch)]
     held_back = max(1, len(pieces) // 8)
     return pieces[:-held_back] or pieces, pieces[-held_back:]
 
 
-def _pieces(batch: Inputs) -> list[Inputs]:
-    """A batch in parts of few examples, where all its tensors hold the same number of them."""
+def _pieces(model: nn.Module, batch: Inputs) -> list[Inputs]:
+    """A batch in parts of few examples, where all its tensors hold the same number of them, and so do outputs.
+
+    A list of images looks like such a batch, and so does one example alone.
+    """
     call = (batch.args, batch.kwargs)
     leaves, structure = pytree.tree_flatten(call)
     sizes = {len(leaf) if leaf.dim() else 0 for leaf in leaves if isinstance(leaf, Tensor)}
@@ -153,4 +162,14 @@ def _pieces(batch: Inputs) -> list[Inputs]:
     size = min(_EXAMPLES, -(-count // 2))
     cuts = range(0, count, size)
     parts = [[leaf[cut : cut + size] if isinstance(leaf, Tensor) else leaf for leaf in leaves] for cut in cuts]
-    return [Inputs(*pytree.tree_unflatten(part, structure)) for part in parts]
+    pieces = [Inputs(*pytree.tree_unflatten(part, structure)) for part in parts]
+    return pieces if _gives(model, pieces[0], size) else [batch]
+
+
+def _gives(model: nn.Module, inputs: Inputs, count: int) -> bool:
+    """Whether there is an output for each of so many examples."""
+    try:
+        outputs = forward(model, inputs)
+    except TenfoldError:
+        return False
+    return any(output.dim() and len(output) == count for output in tensors(outputs))

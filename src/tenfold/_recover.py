@@ -58,7 +58,7 @@ def recover(
     new = copied(small)
 
     def recovered() -> dict[str, Tensor]:
-        return tensors_by_name(ways[how](small, dense, *parted(inputs), seed))
+        return tensors_by_name(ways[how](small, dense, *parted(dense, inputs), seed))
 
     found = kept("recovered", lambda: (how, small, dense, inputs, seed), recovered)
     with torch.no_grad():

@@ -55,9 +55,11 @@ def refitted(
                 norm = graph.layers[name].norm
                 factored: Any = new.get_submodule(name)
                 # An embedding is given the same in both; what lost filters has no dense weight to go towards.
-                if not isinstance(layer, nn.Embedding) and factored.weight.shape == layer.weight.shape:
-                    norms = None if norm is None else (new.get_submodule(norm), dense.get_submodule(norm))
-                    _refit(factored, layer, norms, _moments(new, dense, name, used, seed), shared)
+                if isinstance(layer, nn.Embedding) or factored.weight.shape != layer.weight.shape:
+                    continue
+                norms = None if norm is None else (new.get_submodule(norm), dense.get_submodule(norm))
+                if (moments := _moments(new, dense, name, used, seed)) is not None:
+                    _refit(factored, layer, norms, moments, shared)
         after = Pair(new, dense).errors_on(held_back)
     better = after[0] <= before[0] and after[1] <= before[1]
     return new if better else copied(small)
@@ -100,23 +102,32 @@ def _refit(
 
 def _moments(
     new: nn.Module, dense: nn.Module, name: str, used: Sequence[Inputs], seed: int
-) -> tuple[LayerStatistics, Tensor, Tensor]:
-    """Of x as the small network has it, of y x^T, and of y as the dense one has it; all sums."""
+) -> tuple[LayerStatistics, Tensor, Tensor] | None:
+    """Of x as the small network has it, of y x^T, and of y as the dense one has it; all sums.
+
+    None where the layer is never asked about as many examples in both, as experts may not be.
+    """
     layer = dense.get_submodule(name)
 
-    def sums(number: int, inputs: Inputs) -> tuple[LayerStatistics, Tensor, Tensor]:
-        (x, _), (_, y) = _seen(new, name, inputs), _seen(dense, name, inputs)
+    def sums(number: int, inputs: Inputs) -> tuple[LayerStatistics, Tensor, Tensor] | None:
+        found, wanted = _seen(new, name, inputs), _seen(dense, name, inputs)
+        if found is None or wanted is None or found[0].shape != wanted[0].shape:
+            return None
+        x, y = found[0], wanted[1]
         same = [torch.Generator().manual_seed(seed + number) for _ in range(2)]  # the same positions of both
         x_gkp = patches(layer, x, POSITIONS, same[0]).double()
         y_gop = responses(layer, y, POSITIONS, same[1]).double()
         return moments(x_gkp, y_gop.shape[1], None), y_gop @ x_gkp.mT, y_gop.sum(-1)
 
-    told, cross, given = zip(*starmap(sums, enumerate(used)), strict=True)
+    each = [one for one in starmap(sums, enumerate(used)) if one is not None]
+    if not each:
+        return None
+    told, cross, given = zip(*each, strict=True)
     return reduce(operator.add, told), torch.stack(cross).sum(0), torch.stack(given).sum(0)
 
 
-def _seen(model: nn.Module, name: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """What a layer is given and gives; the rest of the network is not run."""
+def _seen(model: nn.Module, name: str, inputs: Inputs) -> tuple[Tensor, Tensor] | None:
+    """What a layer is given and gives, if it is asked; the rest of the network is not run."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def around(_: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,7 +141,7 @@ def _seen(model: nn.Module, name: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
     with watched([model.get_submodule(name)], around), suppress(_Reached):
         inputs = inputs.on(device_of(model))
         model(*inputs.args, **inputs.kwargs)
-    return seen[0]
+    return seen[0] if seen else None
 
 
 def _in_order(model: nn.Module, inputs: Inputs) -> list[str]:
