@@ -1,6 +1,7 @@
 """Costs against arithmetic that a person can check, and against whole-model measurements."""
 
 import re
+from math import prod
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from nets import TokenNet, images, small_cnn
 from torch import nn
 
 import tenfold
+from tenfold import _cost
 
 
 def test_parameters_multiply_adds_and_bytes_of_a_small_net():
@@ -41,6 +43,24 @@ def test_attention_is_counted():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     macs = tenfold.measure(layer, images(1, 5, 16)).macs
     assert macs == 5 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 5 * 5 * 16
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_counted(kind):
+    """In float64 torch runs them as matrix products, in float32 fused ones where it has them."""
+    net, x = kind(5, 7, 2, bidirectional=True, batch_first=True), images(3, 4, 5)
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+    macs = 2 * gates * 7 * (5 + 7 + 2 * 7 + 7) * 3 * 4
+    assert tenfold.measure(net, x).macs == macs
+    assert tenfold.measure(net.double(), x.double()).macs == macs
+
+
+@pytest.mark.parametrize("fused", [torch.ops.aten._cudnn_rnn, torch.ops.aten.miopen_rnn])
+def test_recurrent_layers_of_gpus_are_counted(fused):
+    net = nn.LSTM(5, 7, 2, bidirectional=True, proj_size=3)
+    matrices = [weight.shape for weights in net.all_weights for weight in weights if weight.dim() == 2]
+    found = _cost._FLOPS[fused](torch.Size([3, 4, 5]), [weight.shape for group in net.all_weights for weight in group])
+    assert found == 2 * 3 * 4 * sum(map(prod, matrices)) == 2 * 12 * 2 * (28 * (5 + 3) + 21 + 28 * (6 + 3) + 21)
 
 
 def test_keyword_inputs_and_latency():

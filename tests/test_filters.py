@@ -9,6 +9,7 @@ from nets import images, randomised
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from tenfold import TenfoldError
 from tenfold._data import example_inputs
 from tenfold._filters import filter_groups, masked, removed
 
@@ -133,3 +134,35 @@ def test_complex_outputs_are_looked_at_too():
     groups, reasons = filter_groups(Spectrum(), example_inputs(images(1, 3, 8, 8)))
     assert not groups
     assert "removing its filters moves the outputs by" in reasons["net.0"]
+
+
+class Several(nn.Module):
+    """Gives lists, nothing and numbers beside what has gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = randomised(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3)))
+
+    def forward(self, x):
+        y = self.net(x)
+        return {"y": [y], "cache": None, "best": y.argmax(1), "size": len(y)}
+
+
+def test_outputs_without_gradients_are_no_hindrance():
+    model, x = Several().eval(), images(2, 3, 8, 8)
+    groups, _ = filter_groups(model, example_inputs(x))
+    assert [group.producers for group in groups] == [("net.0",)]
+    drops = [(groups[0], [1, 3])]
+    assert torch.allclose(removed(model, drops)(x)["y"][0], masked(model, drops)(x)["y"][0], atol=1e-5)
+
+
+def test_networks_that_cannot_be_followed_are_refused(monkeypatch):
+    class Graph:
+        def build_dependency(self, *_, **__):
+            raise KeyError("AddmmBackward0")
+
+    monkeypatch.setattr("torch_pruning.DependencyGraph", Graph)
+    with pytest.raises(
+        TenfoldError, match=r"cannot follow the network \(KeyError: 'AddmmBackward0'\).*leave FilterPruning out"
+    ):
+        filter_groups(Several(), example_inputs(images(1, 3, 8, 8)))

@@ -102,6 +102,33 @@ def test_half_means_half(net, limit):
     assert 0.49 <= getattr(small, limit) / getattr(found.dense, limit) <= 0.5
 
 
+class Drawing(nn.Module):
+    """Draws in eval mode too, as what generates does: a mean, and noise of a deviation that depends on the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 24))
+        self.decoder = nn.Sequential(nn.Linear(12, 48), nn.ReLU(), nn.Linear(48, 24))
+
+    def forward(self, x):
+        mean, deviation = self.encoder(x).chunk(2, -1)
+        return self.decoder(mean + deviation * torch.randn_like(mean))
+
+
+def test_networks_that_draw_are_compared_on_the_same_draws(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Drawing().eval(), images(512, 24)
+        full = tenfold.apply(model, tenfold.plan(model, Ranks(share=1.0), example=x, methods=[SVD()]))
+        assert tenfold.verify(full, model, x.split(64)).drift.relative <= 1e-5
+        assert tenfold.export(full, x[:2], tmp_path / "full.pt2").relative <= 1e-5
+        small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.7), example=x, methods=[SVD()]))
+        for how in ("refit", "blocks"):
+            new = tenfold.recover(small, model, x.split(64), how=how)
+            before, after = (tenfold.verify(net, model, x.split(64)).drift.relative for net in (small, new))
+            assert after < 0.95 * before
+
+
 def test_training_reaches_every_factor():
     model, x = randomised(NETS["resnet18"][0]()), images(2, 3, 64, 64)
     small = tenfold.compress(model, Budget(params=0.3), example=x, methods=[SpatialSVD(), CP()]).model.train()

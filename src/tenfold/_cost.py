@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from math import prod
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ from tenfold._plan import Record
 from tenfold._run import copied, device_of, forward, on_meta, undisturbed, unwrapped
 from tenfold._trace import Call
 
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_ATEN = torch.ops.aten
 
 LIMITED = ("params", "macs", "bytes")  # the entries of a layer's cost, in this order
 PARAMS, MACS = LIMITED.index("params"), LIMITED.index("macs")
@@ -105,12 +106,12 @@ def counting_macs() -> Iterator[FlopCounterMode]:
     """Count inside.
 
     Fused encoder layers are switched off meanwhile, because the counter does not know their operators; nor does it
-    know the fused attention of CPUs, which has the arguments of the others.
+    know the fused attention of CPUs, which has the arguments of the others, and fused recurrent layers.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _Counter(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
+        with _Counter(display=False, custom_mapping=_FLOPS) as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -130,6 +131,23 @@ class _Nowhere(nullcontext[None]):
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _recurrent_flops(inputs: Any, weights: Any, *_: Any, **__: Any) -> int:
+    """Every matrix meets every step of every sequence."""
+    return 2 * prod(inputs[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
+
+
+def _recurrent_cpu_flops(inputs: Any, of_inputs: Any, of_states: Any, *_: Any, **__: Any) -> int:
+    return _recurrent_flops(inputs, [of_inputs, of_states])
+
+
+_FLOPS = {  # of shapes; torch has no names for fused recurrent layers but these
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    _ATEN._cudnn_rnn: _recurrent_flops,
+    _ATEN.miopen_rnn: _recurrent_flops,
+    _ATEN.mkldnn_rnn_layer: _recurrent_cpu_flops,
+}
 
 
 class _PeakMemory(TorchDispatchMode):

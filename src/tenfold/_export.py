@@ -21,7 +21,7 @@ from tenfold._folding import fold_norms
 from tenfold._onnx_layers import write_onnx
 from tenfold._plan import Record
 from tenfold._resume import refuse_folder
-from tenfold._run import copied, forward, undisturbed, unwrapped
+from tenfold._run import copied, forward, same_draws, undisturbed, unwrapped
 
 _log = logging.getLogger(__name__)
 
@@ -184,7 +184,9 @@ def _refuse_pickles(archive: zipfile.ZipFile) -> None:
 def _compared(model: nn.Module, run: Run, trials: Iterable[Inputs]) -> tuple[float, float]:
     relative, worst = 0.0, 0.0
     for inputs in trials:
-        expected, found = tensors(forward(model, inputs)), run(inputs)
+        with same_draws():
+            expected = tensors(forward(model, inputs))
+        found = run(inputs)
         if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
             raise TenfoldError("the exported file gives outputs of other shapes than the model.")
         for before, after in zip(expected, found, strict=True):

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from tenfold._data import Inputs, as_real, tensors
-from tenfold._errors import first_line
+from tenfold._errors import TenfoldError, first_line
 from tenfold._layers import CONVOLUTIONS, TRANSPOSED, channels, groups
 from tenfold._plan import Link, Side
 from tenfold._run import copied, device_of, forward, same_draws, undisturbed, unwrapped
@@ -47,14 +47,14 @@ def filter_groups(model: nn.Module, example: Inputs) -> tuple[list[FilterGroup],
     """The groups of a network, and of every layer whose filters cannot be removed, why.
 
     Raises:
-        TenfoldError: if Torch-Pruning is not installed.
+        TenfoldError: if Torch-Pruning is not installed, or fails on the network.
     """
     pruning = imported("torch_pruning", "finding filters (pip install tenfold[prune])")
     wide = copied(unwrapped(model)).double().eval().requires_grad_(True)
     inputs = _doubled(example.on(device_of(wide)))
     given: Any = inputs.args if inputs.args else inputs.kwargs
     with same_draws(), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
-        graph = pruning.DependencyGraph().build_dependency(wide, example_inputs=given)
+        graph = _traced(pruning.DependencyGraph(), wide, given)
     removable, reasons = list[FilterGroup](), dict[str, str]()
     for found in graph.get_all_groups(root_module_types=[*SERVED]):
         names = {module: name for name, module in wide.named_modules()}
@@ -67,6 +67,21 @@ def filter_groups(model: nn.Module, example: Inputs) -> tuple[list[FilterGroup],
         else:
             reasons.update(dict.fromkeys(makers, reason))
     return removable, reasons
+
+
+def _traced(graph: Any, wide: nn.Module, given: Any) -> Any:
+    """The graph, from the outputs that have gradients."""
+    try:
+        return graph.build_dependency(
+            wide,
+            example_inputs=given,
+            output_transform=lambda outputs: [t for t in tensors(outputs) if t.requires_grad],
+        )
+    except Exception as error:
+        raise TenfoldError(
+            f"Torch-Pruning cannot follow the network ({type(error).__name__}: {first_line(error)}), so no filters can "
+            "be removed; leave FilterPruning out of the methods."
+        ) from error
 
 
 def masked(model: nn.Module, drops: Iterable[Drop]) -> nn.Module:
@@ -195,7 +210,7 @@ def _difference(wide: nn.Module, inputs: Inputs, group: FilterGroup) -> str | No
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), same_draws():
         return [as_real(tensor).double() for tensor in tensors(forward(model.eval(), inputs))]
 
 

@@ -15,7 +15,7 @@ from tenfold._data import Inputs, tensors
 from tenfold._errors import TenfoldError
 from tenfold._factored import Factored
 from tenfold._layers import LAYERS, channels, groups, kind
-from tenfold._run import device_of, forward, undisturbed, watched
+from tenfold._run import device_of, forward, same_draws, undisturbed, watched
 
 _EXAMPLES = 64  # of a part of a batch
 _MOVED = 70  # multiply-adds in the time in which a layer reads or writes a number
@@ -45,7 +45,7 @@ class Pair:
 
     def errors(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Squared errors over variance: of the networks' outputs, and of the blocks' outputs in the mean."""
-        with torch.no_grad(), self.seen(self.dense) as wanted_blocks:
+        with torch.no_grad(), same_draws(), self.seen(self.dense) as wanted_blocks:
             wanted = forward(self.dense, inputs)
         with rebuilding(self.small, self.dense), self.seen(self.small) as found_blocks:
             found = forward(self.small, inputs)

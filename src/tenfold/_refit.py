@@ -22,7 +22,7 @@ from tenfold._metric import Metric
 from tenfold._pair import Pair, rebuilding, replaced
 from tenfold._patches import patches, responses
 from tenfold._progress import track
-from tenfold._run import copied, device_of, forward, undisturbed, watched
+from tenfold._run import copied, device_of, forward, same_draws, undisturbed, watched
 from tenfold._statistics import LayerStatistics, moments
 from tenfold._trace import trace
 
@@ -138,7 +138,7 @@ def _seen(model: nn.Module, name: str, inputs: Inputs) -> tuple[Tensor, Tensor] 
 
         return called
 
-    with watched([model.get_submodule(name)], around), suppress(_Reached):
+    with watched([model.get_submodule(name)], around), same_draws(), suppress(_Reached):
         inputs = inputs.on(device_of(model))
         model(*inputs.args, **inputs.kwargs)
     return seen[0] if seen else None

@@ -94,7 +94,10 @@ def trainable() -> Iterator[None]:
 
 
 def same_draws() -> AbstractContextManager[None]:
-    """Random state is put back after: of the CPU, and of GPUs if they are in use; others are not woken up."""
+    """Random state is put back after: of the CPU, and of GPUs if they are in use; others are not woken up.
+
+    Of two networks that are compared, the one that runs inside draws what the other draws after it.
+    """
     return torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
 
 

@@ -20,7 +20,7 @@ from tenfold._pair import changed
 from tenfold._plan import Record
 from tenfold._predicted import Predicted
 from tenfold._progress import track
-from tenfold._run import device_of, forward, undisturbed, unwrapped
+from tenfold._run import device_of, forward, same_draws, undisturbed, unwrapped
 from tenfold._timed import Timed
 from tenfold._version import __version__
 
@@ -192,7 +192,9 @@ def _refuse_lost(outputs: Tensor) -> None:
 
 
 def _paired_outputs(dense: nn.Module, small: nn.Module, inputs: Inputs) -> Iterable[tuple[Tensor, Tensor]]:
-    outputs = [[*map(as_real, tensors(forward(model, inputs)))] for model in (dense, small)]
+    with same_draws():
+        wanted = forward(dense, inputs)
+    outputs = [[*map(as_real, tensors(given))] for given in (wanted, forward(small, inputs))]
     before, after = ([t for t in all_ if t.is_floating_point()] or all_ for all_ in outputs)
     if [t.shape for t in before] != [t.shape for t in after]:
         raise TenfoldError(
