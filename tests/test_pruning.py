@@ -133,6 +133,23 @@ def _only(layer, link, number):
     return error
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_where_no_filter_can_go_the_others_serve(told):
+    model, x = nn.Sequential(nn.Linear(24, 40)), images(96, 24)
+    statistics = tenfold.calibrate(model, [x]) if told else None
+    alone, both = (
+        tenfold.options(model, example=x, methods=methods, statistics=statistics)
+        for methods in ([SVD()], [SVD(), FilterPruning()])
+    )
+    assert both.plan(Budget(params=0.5)).steps == alone.plan(Budget(params=0.5)).steps
+    refusals = []
+    for found in (alone, both):
+        with pytest.raises(TenfoldError, match="reach 104 parameters at least") as refused:
+            found.plan(Budget(params=100))
+        refusals.append(str(refused.value))
+    assert refusals[0] == refusals[1]
+
+
 def test_a_plan_of_several_steps_is_the_removal_at_once():
     """Behind concatenations too, where each step moves the channels of the next."""
     groups, _ = filter_groups(NET, example_inputs(X))

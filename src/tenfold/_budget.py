@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar
@@ -201,15 +200,19 @@ class Budget(Target):
         room = {name: int(limit) - dense[name] for name, limit in limits.items()}
         alone, dearest = None, np.inf
         if options.candidates:
-            with suppress(TenfoldError):  # filters may reach what the others do not
+            try:
                 alone = self._factorised(options, limits, clock)
                 dearest = 0.0 if options.statistics is None else self._last_price(options, limits, room, alone, clock)
+            except TenfoldError:
+                if not pruning.groups:
+                    raise  # else filters may reach what the others do not
         gone = pruning.without(prices, room, dearest)
-        if gone is None:
+        if gone is None and alone is None:
             raise unreachable(options, limits, [dense[name] for name in limits], pruning.least(limits))
-        removals = pruning.steps(gone)
-        if alone is not None and not removals:
+        if alone is not None and (gone is None or not gone.any()):
             return alone.steps
+        assert gone is not None, "what neither reaches is refused"
+        removals = pruning.steps(gone)
         rest = self._left(options, limits, clock, removals)
         price = sum(float(price[count]) for price, count in zip(prices, gone, strict=True)) + rest.price
         return [*removals, *rest.steps] if alone is None or price < alone.price else alone.steps
