@@ -379,6 +379,24 @@ def test_lists_of_images_as_loaders_of_detectors_give_them():
         assert all(torch.equal(found.layers[name].gram, wanted.layers[name].gram) for name in wanted.layers)
 
 
+class Features(nn.Module):
+    """Takes one dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = nn.Linear(8, 4)
+
+    def forward(self, features):
+        return self.both(torch.cat([features["user"], features["item"]], 1))
+
+
+def test_a_dict_whose_keys_are_no_arguments_is_an_argument():
+    model, features = Features(), {"user": images(6, 3), "item": images(6, 5, seed=1)}
+    wanted = told(model, (features,)).layers["both"].gram
+    for batch in (features, (features, torch.zeros(6)), [features, torch.zeros(6)]):
+        assert torch.equal(told(model, batch).layers["both"].gram, wanted)
+
+
 @pytest.mark.parametrize("how", ["refit", "blocks"])
 @pytest.mark.parametrize("square", [True, False])
 def test_recovery_cuts_no_image(how, square, monkeypatch):

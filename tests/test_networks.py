@@ -7,7 +7,7 @@ from nets import images, randomised, small_cnn
 from torch import nn
 
 import tenfold
-from tenfold import Budget, Ranks
+from tenfold import Budget, Ranks, TenfoldError
 from tenfold.methods import CP, SVD, SpatialSVD, TensorTrain, Tucker
 
 
@@ -122,6 +122,8 @@ def test_networks_that_draw_are_compared_on_the_same_draws(tmp_path):
         full = tenfold.apply(model, tenfold.plan(model, Ranks(share=1.0), example=x, methods=[SVD()]))
         assert tenfold.verify(full, model, x.split(64)).drift.relative <= 1e-5
         assert tenfold.export(full, x[:2], tmp_path / "full.pt2").relative <= 1e-5
+        with pytest.raises(TenfoldError, match=r"the file may draw others: export to \.pt2"):
+            tenfold.export(full, x[:2], tmp_path / "full.onnx")
         small = tenfold.apply(model, tenfold.plan(model, Budget(params=0.7), example=x, methods=[SVD()]))
         for how in ("refit", "blocks"):
             new = tenfold.recover(small, model, x.split(64), how=how)

@@ -69,7 +69,7 @@ def batch_inputs(model: nn.Module, batch: Any) -> Inputs:
 
     A pair is `(inputs, target)` unless both are arguments: if the model's forward requires two positional ones, and the
     first of the pair does not hold several itself. With a dict of targets for each of several inputs, as detectors are
-    given them, these are one argument, a list.
+    given them, these are one argument, a list. A dict of which not every key names an argument is one argument itself.
     """
     if isinstance(batch, Inputs):
         return batch
@@ -80,8 +80,17 @@ def batch_inputs(model: nn.Module, batch: Any) -> Inputs:
         if _each_its_own(inputs, target):
             inputs = (list(inputs),)
         inputs = tuple(inputs) if isinstance(inputs, list) else inputs
-        return example_inputs(inputs)._replace(target=target)
-    return example_inputs(batch)
+        return _read(model, inputs)._replace(target=target)
+    return _read(model, batch)
+
+
+def _read(model: nn.Module, inputs: Any) -> Inputs:
+    found = example_inputs(inputs)
+    try:
+        inspect.signature(model.forward).bind_partial(**found.kwargs)
+    except TypeError:
+        return Inputs((inputs,), {})
+    return found
 
 
 def _several(inputs: Any) -> bool:

@@ -24,6 +24,7 @@ from tenfold._resume import refuse_folder
 from tenfold._run import copied, forward, same_draws, undisturbed, unwrapped
 
 _log = logging.getLogger(__name__)
+_DRAWS = "The model draws random numbers, and the file may draw others: export to .pt2, which draws the same."
 
 Run = Callable[[Inputs], list[Tensor]]  # a file, loaded again: inputs to tensors
 
@@ -196,9 +197,10 @@ def _compared(model: nn.Module, run: Run, trials: Iterable[Inputs]) -> tuple[flo
                 relative = max(relative, float(difference.norm() / before.double().norm().clamp_min(1e-30)))
         limit = max((1e3 * torch.finfo(t.dtype).eps for t in expected if t.is_floating_point()), default=0.0)
         if not relative <= max(limit, 1e-4):
+            draws = not all(map(torch.equal, *(tensors(forward(model, inputs)) for _ in range(2))))
             raise TenfoldError(
                 f"the exported file differs from the model by {relative:.2g} of the output's norm ({worst:.2g} at "
-                "most); it was not kept. Export to the other format, or report this."
+                f"most); it was not kept. {_DRAWS if draws else 'Export to the other format, or report this.'}"
             )
     return relative, worst
 
