@@ -140,6 +140,44 @@ def test_other_losses_and_metrics_and_what_is_not_logits():
     assert len(seen) == 2
 
 
+def test_labels_tell_which_axis_holds_the_classes():
+    logits, wanted = images(4, 6, 5), images(4, 6, 5, seed=1)
+    labels = torch.randint(5, (4, 6), generator=torch.Generator().manual_seed(0))
+    last = distillation(logits, wanted, labels, RECIPE)
+    second = distillation(logits.movedim(2, 1), wanted.movedim(2, 1), labels, RECIPE)
+    by_rows = distillation(logits.flatten(0, 1), wanted.flatten(0, 1), labels.flatten(), RECIPE)
+    assert last.item() == pytest.approx(by_rows.item(), rel=1e-5)
+    assert second.item() == pytest.approx(by_rows.item(), rel=1e-5)
+    shares = nn.functional.one_hot(labels.flatten(), 5).float()
+    soft = distillation(logits.flatten(0, 1), wanted.flatten(0, 1), shares, RECIPE)
+    assert soft.item() == pytest.approx(by_rows.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "says"),
+    [
+        ((4, 6, 5), None, "4x6x5, of which no labels tell whether classes are second or last"),
+        ((4, 6, 5), torch.zeros(4, 3, dtype=torch.long), "4x6x5, and labels of shape 4x3 do not go with that"),
+        ((4, 6), torch.zeros((), dtype=torch.long), r"4x6, and labels of shape \(\) do not go with that"),
+        ((4, 3), images(4, 3), "4x3, and floating-point labels that are no probabilities"),
+        ((4, 1, 8, 8), images(4, 1, 8, 8), "4x1x8x8, and floating-point labels that are no probabilities"),
+        ((4, 1), None, "4x1, one class"),
+    ],
+)
+def test_what_is_no_classification_is_refused(shape, target, says):
+    with pytest.raises(TenfoldError, match=says + r".*give finetune a loss"):
+        distillation(torch.zeros(shape), torch.zeros(shape), target, RECIPE)
+
+
+def test_tokens_with_classes_last_are_tuned_and_scored():
+    tagger = nn.Sequential(nn.Embedding(20, 12), nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 5))
+    tokens = torch.randint(20, (512, 7), generator=torch.Generator().manual_seed(0))
+    examples = [(row, row % 5) for row in tokens]
+    recipe = RECIPE.model_copy(update={"epochs": 6, "lr": 0.1, "distil": 0.0})
+    history = finetune(tagger, tagger, examples, recipe).history
+    assert history[-1].metric > 0.9
+
+
 def without_times(history):
     return [epoch.model_copy(update={"seconds": 0.0}) for epoch in history]
 

@@ -28,7 +28,7 @@ from tenfold.train._balance import balance
 from tenfold.train._checkpoint import read, write
 from tenfold.train._draw import Draw
 from tenfold.train._hooks import Hooks
-from tenfold.train._losses import decayed, distillation
+from tenfold.train._losses import class_axis, decayed, distillation
 from tenfold.train._norms import synchronised
 from tenfold.train._recipe import Recipe
 
@@ -71,7 +71,8 @@ def finetune(
         examples: a map-style data set of (inputs, target), or a DataLoader, of which the data set, `collate_fn` and
             workers are used: which examples make a batch follows from the recipe's seed.
         recipe: how to train.
-        loss: `loss(outputs, wanted, target)`, `wanted` being the dense outputs; for logits there is one already.
+        loss: `loss(outputs, wanted, target)`, `wanted` being the dense outputs; for logits there is one already,
+            where labels go with `(N, classes, ...)` or `(N, ..., classes)`.
         augment: `augment(inputs, noise)` with a row of 8 numbers in [0, 1) for each example, such as `Augment()`.
         evaluate: of the held-back metric, higher is better; by default, the share of held-back examples whose first
             class is right, where outputs are logits.
@@ -212,7 +213,7 @@ class _Run:
         if alpha:
             share = float(torch.distributions.Beta(alpha, alpha).sample())
             args, kwargs = mixed((args, kwargs), share)
-        with torch.no_grad(), self._blocks_of(self.dense) as wanted_blocks:
+        with torch.no_grad(), same_draws(), self._blocks_of(self.dense) as wanted_blocks:
             wanted = self.dense(*args, **kwargs) if self.taught else None
         with self._blocks_of(self.new) as found_blocks:
             outputs = model(*args, **kwargs)
@@ -249,9 +250,13 @@ class _Run:
     def _right(self, model: nn.Module, batch: Any) -> Any:
         inputs = batch_inputs(self.dense, batch).on(self.accelerator.device)
         outputs, target = model(*inputs.args, **inputs.kwargs), inputs.target
-        if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and outputs.argmax(1).shape == target.shape):
+        if not isinstance(target, Tensor) or target.is_floating_point():
             return None
-        return (outputs.argmax(1) == target).double().flatten()
+        try:
+            axis = class_axis(outputs, target)
+        except TenfoldError:  # of what a loss of its own knows
+            return None
+        return (outputs.argmax(axis) == target).double().flatten()
 
     def kept(self, like: nn.Module) -> nn.Module:
         """The averaged weights, on the device and in the mode that the small network came in."""
