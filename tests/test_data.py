@@ -400,7 +400,7 @@ def test_a_dict_whose_keys_are_no_arguments_is_an_argument():
 @pytest.mark.parametrize("how", ["refit", "blocks"])
 @pytest.mark.parametrize("square", [True, False])
 def test_recovery_cuts_no_image(how, square, monkeypatch):
-    """Tensors of equal length are a batch only if there is an output for each of so many examples."""
+    """Tensors of equal length are a batch only if so many examples have as many outputs, or several each."""
     monkeypatch.setattr(_blocks, "_STEPS", 30)
     pictures = [images(3, 12, 12 if square else 10 + 2 * seed, seed=seed) for seed in range(16)]
     model, batches = Pictures().eval(), [(pictures[k : k + 2],) for k in range(0, 16, 2)]

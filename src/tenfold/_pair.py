@@ -150,7 +150,7 @@ def parted(model: nn.Module, batches: Sequence[Inputs]) -> tuple[list[Inputs], l
 
 
 def _pieces(model: nn.Module, batch: Inputs) -> list[Inputs]:
-    """A batch in parts of few examples, where all its tensors hold the same number of them, and so do outputs.
+    """A batch in parts of few examples, where all its tensors hold the same number of them and outputs go with it.
 
     A list of images looks like such a batch, and so does one example alone.
     """
@@ -167,9 +167,9 @@ def _pieces(model: nn.Module, batch: Inputs) -> list[Inputs]:
 
 
 def _gives(model: nn.Module, inputs: Inputs, count: int) -> bool:
-    """Whether there is an output for each of so many examples."""
+    """Whether an output has a row, or several, for each of so many examples."""
     try:
         outputs = forward(model, inputs)
     except TenfoldError:
         return False
-    return any(output.dim() and len(output) == count for output in tensors(outputs))
+    return any(output.dim() and len(output) and len(output) % count == 0 for output in tensors(outputs))
