@@ -39,6 +39,17 @@ def test_peak_activation_is_the_most_that_lives_at_once():
     assert tenfold.measure(Net(), torch.zeros(1000)).activation_bytes == 16000
 
 
+@pytest.mark.parametrize("kept", ["to_sparse_coo", "to_sparse_csr", "to_sparse_csc"])
+def test_sparse_tensors_count_what_they_hold(kept):
+    class Net(nn.Module):
+        def forward(self, x):
+            return getattr(x, kept)() @ torch.eye(8)
+
+    x = torch.zeros(8, 8).index_put_((torch.arange(8), torch.arange(8)), torch.tensor(1.0))
+    indices = 2 * 8 * 8 if kept == "to_sparse_coo" else (9 + 8) * 8  # int64
+    assert tenfold.measure(Net(), x).activation_bytes >= 8 * 4 + indices + 2 * 8 * 8 * 4
+
+
 def test_attention_is_counted():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     macs = tenfold.measure(layer, images(1, 5, 16)).macs

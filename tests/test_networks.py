@@ -131,6 +131,37 @@ def test_networks_that_draw_are_compared_on_the_same_draws(tmp_path):
             assert after < 0.95 * before
 
 
+class GraphNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(16, 48), nn.Linear(48, 48), nn.Linear(48, 5)
+
+    def forward(self, x, adjacency):
+        return self.head(torch.relu(adjacency @ self.second(torch.relu(adjacency @ self.first(x)))))
+
+
+@pytest.mark.parametrize("how", ["refit", "blocks"])
+@pytest.mark.parametrize("kept", ["to_dense", "to_sparse", "to_sparse_csr"])
+def test_graphs(kept, how, tmp_path):
+    """As many nodes as rows of the adjacency: they are no batch, and are not cut apart."""
+    weights = (images(6, 40, 40) > 1).float()
+    graphs = [{"x": images(40, 16, seed=k), "adjacency": getattr(a, kept)()} for k, a in enumerate(weights)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GraphNet()
+    result = tenfold.compress(
+        model, Budget(params=0.6), example=graphs[0], calibration=graphs, methods=[SVD()], recover=how
+    )
+    plain = tenfold.compress(model, Budget(params=0.6), example=graphs[0], methods=[SVD()])
+    assert result.report.drift.relative < 0.5 * tenfold.verify(plain.model, model, graphs).drift.relative
+    assert result.report.small.activation_bytes > 0
+    if kept == "to_dense":
+        assert tenfold.export(result.model, graphs[0], tmp_path / "small.pt2").relative < 1e-5
+    else:
+        with pytest.raises(TenfoldError, match=r"the example has one of torch\.sparse"):
+            tenfold.export(result.model, graphs[0], tmp_path / "small.pt2")
+
+
 def test_training_reaches_every_factor():
     model, x = randomised(NETS["resnet18"][0]()), images(2, 3, 64, 64)
     small = tenfold.compress(model, Budget(params=0.3), example=x, methods=[SpatialSVD(), CP()]).model.train()

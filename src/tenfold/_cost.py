@@ -156,14 +156,15 @@ class _PeakMemory(TorchDispatchMode):
     def __init__(self, known: Iterable[Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: dict[int, int] = {}
-        self.known = {_storage(leaf)._cdata for leaf in known if isinstance(leaf, Tensor)}
+        self.known = {one._cdata for leaf in known if isinstance(leaf, Tensor) for one in _storages(leaf)}
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._follow(_storage(leaf))
+                for storage in _storages(leaf):
+                    self._follow(storage)
         self.peak = max(self.peak, sum(self.sizes.values()))
         return out
 
@@ -174,5 +175,12 @@ class _PeakMemory(TorchDispatchMode):
             weakref.finalize(storage, self.sizes.pop, key, None)
 
 
-def _storage(tensor: Tensor) -> torch.UntypedStorage:
-    return tensor.untyped_storage()
+def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
+    """Of a sparse tensor, those of its parts."""
+    parts = {
+        torch.sparse_coo: ("_indices", "_values"),
+        **dict.fromkeys((torch.sparse_csr, torch.sparse_bsr), ("crow_indices", "col_indices", "values")),
+        **dict.fromkeys((torch.sparse_csc, torch.sparse_bsc), ("ccol_indices", "row_indices", "values")),
+    }.get(tensor.layout)
+    dense = [tensor] if parts is None else [getattr(tensor, part)() for part in parts]
+    return [one.untyped_storage() for one in dense]

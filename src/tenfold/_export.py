@@ -52,8 +52,8 @@ def export(model: nn.Module, example: Any, path: str | Path) -> Exported:
         path: where to; its ending says what.
 
     Raises:
-        TenfoldError: if the ending is another, the model cannot be exported, or the file's outputs differ from the
-            model's by more than rounding.
+        TenfoldError: if the ending is another, the example is sparse, the model cannot be exported, or the file's
+            outputs differ from the model's by more than rounding.
     """
     path = Path(path)
     formats: dict[str, Callable[[ExportedProgram, Path], Run]] = {".onnx": _onnx, ".pt2": _pt2}
@@ -62,6 +62,8 @@ def export(model: nn.Module, example: Any, path: str | Path) -> Exported:
     refuse_folder(path)
     model = copied(unwrapped(model)).cpu()
     inputs = example_inputs(example).on(torch.device("cpu"))
+    if odd := [tensor.layout for tensor in tensors(inputs) if tensor.layout is not torch.strided]:
+        raise TenfoldError(f"export takes tensors with values at every place, and the example has one of {odd[0]}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with undisturbed(model):
         for any_batch in (True, False):

@@ -156,6 +156,8 @@ def _pieces(model: nn.Module, batch: Inputs) -> list[Inputs]:
     """
     call = (batch.args, batch.kwargs)
     leaves, structure = pytree.tree_flatten(call)
+    if any(leaf.layout is not torch.strided for leaf in leaves if isinstance(leaf, Tensor)):  # a graph, say
+        return [batch]
     sizes = {len(leaf) if leaf.dim() else 0 for leaf in leaves if isinstance(leaf, Tensor)}
     if len(sizes) != 1 or (count := sizes.pop()) <= 1:
         return [batch]
